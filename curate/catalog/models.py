@@ -1,0 +1,228 @@
+"""The catalog's values: what flows pass between the stages. Frozen, plain, without a database in sight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.contracts.prediction import Prediction
+
+
+class SampleStatus(StrEnum):
+    """Where a sample stands. Only `POOL` samples can be selected."""
+
+    POOL = "pool"
+    QUEUED = "queued"
+    LABELLED = "labelled"
+    SKIPPED = "skipped"
+    """An annotator declined it; it is not asked again."""
+
+
+class SelectionRole(StrEnum):
+    """Why a sample was chosen: to learn from, or to keep the numbers honest."""
+
+    ACTIVE = "active"
+    AUDIT = "audit"
+
+
+class Split(StrEnum):
+    """What a labelled sample may be used for. Sticky: a sample never changes its split."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    """Early stopping and temperature."""
+    TEST = "test"
+    """The gate and the field estimate; only random-arm samples, never trained on."""
+    EXCLUDED = "excluded"
+    """Shares a group with the other side of the split."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A capture the catalog has admitted. `sample_id` is the capture's id."""
+
+    sample_id: str
+    device_id: str
+    camera_id: str
+    frame_index: int
+    captured_at: datetime
+    boot_id: str
+    batch_sequence: int
+    image_key: str
+    image_sha256: str
+    image_bytes: int
+    width: int
+    height: int
+    release_id: str
+    prediction: Prediction
+    embedding: NDArray[np.float32] | None
+    """float32 [D], as the device computed it with `release_id`."""
+    arms: tuple[str, ...]
+    """Arms that kept it."""
+    random_probability: float | None
+    """The random arm's probability when that arm kept it, else None."""
+    inclusion_probability: float
+    reasons: tuple[str, ...]
+    status: SampleStatus = SampleStatus.POOL
+    ingested_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class FeedbackRow:
+    """A person's verdict as the catalog keeps it; `sample_id` is None while (or if ever) no capture joins."""
+
+    feedback_id: str
+    device_id: str
+    prediction_id: str
+    verdict: str
+    reason: str | None
+    label: str | None
+    user: str | None
+    received_at: datetime
+    frame_available: bool
+    sample_id: str | None = None
+
+
+@dataclass(frozen=True)
+class QuarantineRow:
+    """Something that arrived and was not admitted, with the reason in a person's words."""
+
+    quarantine_id: str
+    device_id: str | None
+    key: str
+    reason: str
+    detail: str
+    at: datetime
+
+
+class RoundPhase(StrEnum):
+    """How far a round has come; a restarted flow goes on from here."""
+
+    OPEN = "open"
+    SELECTED = "selected"
+    SENT = "sent"
+    ANNOTATED = "annotated"
+    TRAINED = "trained"
+    COMPRESSED = "compressed"
+    DECIDED = "decided"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One turn of the loop."""
+
+    number: int
+    phase: RoundPhase
+    budget: int
+    seed: int
+    opened_at: datetime
+    closed_at: datetime | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the stages learned, by stage name: estimates, metrics, decisions; JSON values only."""
+
+
+@dataclass(frozen=True)
+class SelectedRow:
+    """One chosen sample of a round, as stored: enough to explain the choice later."""
+
+    round_number: int
+    sample_id: str
+    rank: int
+    role: SelectionRole
+    utility: float
+    inclusion_probability: float | None
+    """For audits: random arm probability times the probability of the audit draw."""
+    reasons: tuple[str, ...]
+    cluster: int | None = None
+    stands_for: int = 1
+
+
+class TaskStatus(StrEnum):
+    """The ledger of annotation tasks. `PLANNED` is written before anything is sent."""
+
+    PLANNED = "planned"
+    SENT = "sent"
+    COMPLETED = "completed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One annotation task: at most one a sample, whatever crashes."""
+
+    sample_id: str
+    round_number: int
+    rank: int
+    status: TaskStatus
+    backend_task_id: str | None = None
+
+
+@dataclass(frozen=True)
+class AnnotationRow:
+    """One person's answer. `label` is kind-specific JSON; for classification `{"class": name}`; None when skipped."""
+
+    annotation_id: str
+    sample_id: str
+    annotator: str | None
+    label: dict[str, Any] | None
+    was_cancelled: bool
+    created_at: datetime
+    updated_at: datetime
+    lead_time_s: float | None = None
+
+
+@dataclass(frozen=True)
+class DatasetItem:
+    """One labelled image of a dataset version."""
+
+    sample_id: str
+    image_key: str
+    label: dict[str, Any]
+    split: Split
+    group: str
+    """Samples of one group (burst, near-duplicates) are never on two sides of a split."""
+    device_id: str
+    camera_id: str
+    weight: float = 1.0
+    inclusion_probability: float | None = None
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """An immutable set of labelled images; `version` is the digest of its items."""
+
+    version: str
+    round_number: int
+    created_at: datetime
+    items: tuple[DatasetItem, ...]
+
+
+class ModelStatus(StrEnum):
+    """What became of a trained model."""
+
+    CANDIDATE = "candidate"
+    REFUSED = "refused"
+    RELEASED = "released"
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A trained and compressed model; its files lie in the bucket under content-addressed keys."""
+
+    model_id: str
+    round_number: int
+    dataset_version: str
+    created_at: datetime
+    status: ModelStatus
+    artifacts: dict[str, str]
+    """Role (`int8`, `float`, `weights`, `golden`) to bucket key."""
+    metrics: dict[str, Any]
+    release_id: str | None = None
+    release_number: int | None = None
+    gate: dict[str, Any] | None = None
