@@ -58,10 +58,11 @@ class Sample:
     image_bytes: int
     width: int
     height: int
-    release_id: str
-    prediction: Prediction
+    release_id: str | None
+    """The release that made the prediction; None for an imported sample."""
+    prediction: Prediction | None
     embedding: NDArray[np.float32] | None
-    """float32 [D], as the device computed it with `release_id`."""
+    """float32 [D], as the device computed it with `release_id`; None for an imported sample."""
     arms: tuple[str, ...]
     """Arms that kept it."""
     random_probability: float | None
