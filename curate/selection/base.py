@@ -1,0 +1,259 @@
+"""The values that go into and come out of choosing what to label."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from curate.errors import SelectionError
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+class SampleRole(StrEnum):
+    """Why a sample is labelled: to measure the field honestly, or to teach the model."""
+
+    AUDIT = "audit"
+    ACTIVE = "active"
+
+
+class SelectionPolicy(BaseModel):
+    """How a labelling budget is spent; every knob has a default that works on bursty camera streams."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategy: Literal["uherding", "k_center", "margin", "entropy", "least_confidence", "random"] = Field(
+        default="uherding", description="Query strategy of the active share."
+    )
+    uncertainty: Literal["margin", "entropy", "least_confidence"] = Field(
+        default="margin", description="Uncertainty that weighs the coverage of `uherding`."
+    )
+    audit_share: float = Field(
+        default=0.3, ge=0, le=1, description="Share of the budget spent on uniformly random captures, kept held out."
+    )
+    burst_duplicate_cosine: float = Field(
+        default=0.95, gt=0, le=1, description="Two captures of one group at least this similar are one sight."
+    )
+    duplicate_cosine: float = Field(
+        default=0.99, gt=0, le=1, description="Any two captures at least this similar are one sight."
+    )
+    max_device_share: float = Field(
+        default=0.6, gt=0, le=1, description="Largest share of the active budget that one device may take."
+    )
+    multiplicity_power: float = Field(
+        default=0.5, ge=0, le=1, description="A sight seen m times weighs m to this power: 0 ignores, 1 counts."
+    )
+    dismissed_weight: float = Field(
+        default=1.0, ge=0, le=1, description="Trust in the pool's feedback evidence when it raises uncertainty."
+    )
+    exclude_labelled_groups: bool = Field(
+        default=True, description="Keep active picks out of bursts that already hold a training label."
+    )
+    max_candidates: int = Field(
+        default=4000, ge=1, description="Distinct sights that the coverage kernel holds; bounds its memory to 4 n² bytes."
+    )
+    max_radius: float = Field(default=1.0, gt=0, description="Kernel radius on the unit sphere with few labels.")
+    min_radius: float = Field(default=0.2, gt=0, description="Floor of the kernel radius with many labels.")
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hex) of the policy's canonical JSON."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class CandidatePool:
+    """Unlabelled captures that may be chosen now; N rows, row i of every field is one capture.
+
+    `embeddings` float32 [N, D]; `probabilities` float32 [N, K], temperature-calibrated; `groups` the burst or
+    camera × time block; `random_probability` float64 [N], the inclusion probability recorded by the random arm,
+    NaN where that arm did not pick the capture or where it must not be audited (for example, it belongs to an earlier
+    period); `feedback` float64 [N] in [0, 1] or None, the evidence that the prediction is wrong (0 = no feedback).
+    Raises `SelectionError` on mismatched lengths, wrong ranks or repeated ids; bad numbers inside a row are not an
+    error but reported by `select_batch`, so that one broken capture cannot stop a round.
+    """
+
+    ids: tuple[str, ...]
+    embeddings: Float32Array
+    probabilities: Float32Array
+    devices: tuple[str, ...]
+    cameras: tuple[str, ...]
+    groups: tuple[str, ...]
+    random_probability: Float64Array
+    feedback: Float64Array | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        lengths = {
+            "embeddings": len(self.embeddings),
+            "probabilities": len(self.probabilities),
+            "devices": len(self.devices),
+            "cameras": len(self.cameras),
+            "groups": len(self.groups),
+            "random_probability": len(self.random_probability),
+            "feedback": n if self.feedback is None else len(self.feedback),
+        }
+        wrong = {name: length for name, length in lengths.items() if length != n}
+        if wrong:
+            raise SelectionError(f"the pool has {n} ids but other lengths elsewhere: {wrong}")
+        if n and (self.embeddings.ndim != 2 or self.probabilities.ndim != 2):
+            raise SelectionError("embeddings and probabilities must be matrices, one row a capture")
+        repeated = [sample_id for sample_id, count in Counter(self.ids).items() if count > 1]
+        if repeated:
+            raise SelectionError(f"the pool repeats ids: {', '.join(sorted(repeated)[:5])}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int] | IntArray) -> CandidatePool:
+        """Return the pool of the given rows, in the given order."""
+        index = np.asarray(rows, dtype=np.int64)
+        return CandidatePool(
+            ids=tuple(self.ids[i] for i in index),
+            embeddings=self.embeddings[index],
+            probabilities=self.probabilities[index],
+            devices=tuple(self.devices[i] for i in index),
+            cameras=tuple(self.cameras[i] for i in index),
+            groups=tuple(self.groups[i] for i in index),
+            random_probability=self.random_probability[index],
+            feedback=None if self.feedback is None else self.feedback[index],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSet:
+    """What is labelled or queued already; M rows.
+
+    `held_out` bool [M] or None (none held out): labels that test the model. They guard their bursts and near-duplicates
+    against being trained on, but they cover nothing, because the model does not learn from them.
+    Raises `SelectionError` on mismatched lengths or non-finite embeddings.
+    """
+
+    ids: tuple[str, ...]
+    embeddings: Float32Array
+    groups: tuple[str, ...]
+    held_out: BoolArray | None = None
+
+    def __post_init__(self) -> None:
+        m = len(self.ids)
+        held_out = m if self.held_out is None else len(self.held_out)
+        if not m == len(self.embeddings) == len(self.groups) == held_out:
+            raise SelectionError("the labelled set's ids, embeddings, groups and held_out differ in length")
+        if not np.isfinite(self.embeddings).all():
+            raise SelectionError("the labelled set holds embeddings that are not finite")
+
+    @classmethod
+    def empty(cls, dim: int) -> LabelledSet:
+        """Return a labelled set of nothing, for embeddings of `dim` numbers."""
+        return cls(ids=(), embeddings=np.empty((0, dim), np.float32), groups=())
+
+    @property
+    def testing(self) -> BoolArray:
+        """The held-out mask, bool [M]."""
+        return np.zeros(len(self.ids), np.bool_) if self.held_out is None else self.held_out
+
+
+@dataclass(frozen=True)
+class SelectedSample:
+    """One chosen capture, with everything needed to explain the choice and to weigh its label.
+
+    `inclusion_probability` is known for audit samples only (random arm × audit draw); `stands_for` counts the
+    near-duplicates in the pool that this label speaks for, itself included; `nearest_labelled` is the cosine similarity
+    to the closest training label, None while there is none.
+    """
+
+    sample_id: str
+    rank: int
+    role: SampleRole
+    device: str
+    utility: float
+    reasons: tuple[str, ...]
+    cluster: int
+    stands_for: int
+    inclusion_probability: float | None = None
+    nearest_labelled: float | None = None
+
+
+@dataclass(frozen=True)
+class RejectedSample:
+    """A pool row that could not be considered, and why."""
+
+    sample_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A ranked batch. `notes` says what had to give (a relaxed quota, too few candidates)."""
+
+    items: tuple[SelectedSample, ...]
+    budget: int
+    seed: int
+    policy_digest: str
+    pool_size: int
+    distinct_sights: int
+    rejected: tuple[RejectedSample, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def per_device(self) -> dict[str, int]:
+        """Count chosen samples by device."""
+        return dict(sorted(Counter(item.device for item in self.items).items()))
+
+    @property
+    def per_role(self) -> dict[str, int]:
+        """Count chosen samples by role."""
+        return dict(sorted(Counter(item.role.value for item in self.items).items()))
+
+
+@dataclass(frozen=True, eq=False)
+class QueryProblem:
+    """What a strategy sees: N distinct sights, of which `candidates` may be asked.
+
+    `embeddings` float32 [N, D] and `labelled` float32 [M, D] have unit rows; `probabilities` float32 [N, K];
+    `weights` float64 [N] is each sight's tempered multiplicity; `evidence` float64 [N] in [0, 1] is feedback that the
+    prediction is wrong; `candidates` int64 [C] indexes the N rows.
+    """
+
+    embeddings: Float32Array
+    probabilities: Float32Array
+    weights: Float64Array
+    evidence: Float64Array
+    candidates: IntArray
+    labelled: Float32Array = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+
+@runtime_checkable
+class Utilities(Protocol):
+    """Utilities of C candidates that can only fall while a batch grows (higher = ask sooner).
+
+    That one property lets a single lazy greedy engine serve strategies that look at points and at sets.
+    """
+
+    @property
+    def initial(self) -> Float64Array:
+        """Utilities float64 [C] before anything is picked; finite."""
+
+    def current(self, candidate: int) -> float:
+        """Utility of one candidate given what was added; never above an earlier value."""
+
+    def add(self, candidate: int) -> None:
+        """Take the candidate into the batch."""
+
+
+@runtime_checkable
+class QueryStrategy(Protocol):
+    """A rule that says which candidates are worth a person's minute."""
+
+    def utilities(self, problem: QueryProblem, rng: np.random.Generator) -> Utilities:
+        """Open the utilities of a problem's candidates."""

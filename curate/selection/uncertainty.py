@@ -1,0 +1,50 @@
+"""How unsure a calibrated prediction is, on one scale: 0 = certain, 1 = knows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from curate.selection.base import Float32Array, Float64Array
+
+UncertaintyKind = Literal["margin", "entropy", "least_confidence"]
+
+
+def margin_uncertainty(probabilities: Float32Array) -> Float64Array:
+    """Return 1 − (p₁ − p₂) of the two likeliest classes, float64 [N]; a single class is always certain."""
+    if probabilities.shape[1] < 2:
+        return np.zeros(len(probabilities))
+    top = np.partition(probabilities.astype(np.float64), -2, axis=1)[:, -2:]
+    return np.asarray(1.0 - (top[:, 1] - top[:, 0]))
+
+
+def entropy_uncertainty(probabilities: Float32Array) -> Float64Array:
+    """Return Shannon entropy over its maximum log K, float64 [N]."""
+    classes = probabilities.shape[1]
+    if classes < 2:
+        return np.zeros(len(probabilities))
+    p = np.clip(probabilities.astype(np.float64), 1e-12, 1.0)
+    return np.asarray(-(p * np.log(p)).sum(axis=1) / np.log(classes))
+
+
+def least_confidence_uncertainty(probabilities: Float32Array) -> Float64Array:
+    """Return (1 − p₁) over its maximum 1 − 1/K, float64 [N]."""
+    classes = probabilities.shape[1]
+    if classes < 2:
+        return np.zeros(len(probabilities))
+    top = probabilities.astype(np.float64).max(axis=1)
+    return np.asarray((1.0 - top) * classes / (classes - 1))
+
+
+UNCERTAINTIES: dict[UncertaintyKind, Callable[[Float32Array], Float64Array]] = {
+    "margin": margin_uncertainty,
+    "entropy": entropy_uncertainty,
+    "least_confidence": least_confidence_uncertainty,
+}
+
+
+def raise_by_evidence(uncertainty: Float64Array, evidence: Float64Array) -> Float64Array:
+    """Return uncertainty lifted by independent evidence that the prediction is wrong (noisy-or), float64 [N] in [0, 1]."""
+    return np.asarray(1.0 - (1.0 - np.clip(uncertainty, 0.0, 1.0)) * (1.0 - np.clip(evidence, 0.0, 1.0)))

@@ -1,0 +1,76 @@
+"""The network: a small convolutional net that trains in seconds and survives int8.
+
+Every layer is conv-bn-relu or linear: batch norm folds into the convolution and no squeeze-and-excite gate or
+hard-swish spreads the activation range, which is what costs such nets their accuracy at 8 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class NetworkShape(BaseModel):
+    """Size of the network. `widths[i]` channels in stage i, made of `depths[i]` convolutions; each stage halves the side.
+
+    The stem works at full resolution. Channel counts in multiples of 16 fill the vector lanes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stem_width: int = Field(default=16, ge=1)
+    widths: tuple[int, ...] = (32, 64, 128)
+    depths: tuple[int, ...] = (1, 2, 2)
+    embedding_dim: int = Field(default=64, ge=2)
+
+
+class ConvNet(nn.Module):
+    """Float frames [N, 3, H, W] in -1..1 to `(logits [N, K], features [N, embedding_dim])`, features not normalised."""
+
+    def __init__(self, shape: NetworkShape, class_count: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [_conv_bn_relu(3, shape.stem_width, stride=1)]
+        width = shape.stem_width
+        for stage_width, depth in zip(shape.widths, shape.depths, strict=True):
+            layers.append(_conv_bn_relu(width, stage_width, stride=2))
+            layers.extend(_conv_bn_relu(stage_width, stage_width, stride=1) for _ in range(depth - 1))
+            width = stage_width
+        self.trunk = nn.Sequential(*layers)
+        self.project = nn.Linear(width, shape.embedding_dim)
+        self.head = nn.Linear(shape.embedding_dim, class_count)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and penultimate features."""
+        features = self.project(self.trunk(frames).mean(dim=(2, 3)))
+        return self.head(features), features
+
+
+class ServingModule(nn.Module):
+    """What a device runs: raw frames uint8 [N, H, W, 3] to `(probabilities [N, K], embedding [N, D] of length 1)`.
+
+    Normalisation, temperature and softmax live in the graph, so that no device can get them wrong.
+    """
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.inverse_temperature = 1.0 / temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Calibrated probabilities and the L2-normalised embedding."""
+        logits, features = self.network(normalise(images.permute(0, 3, 1, 2).to(torch.float32)))
+        probabilities = functional.softmax(logits * self.inverse_temperature, dim=1)
+        length = features.square().sum(dim=1, keepdim=True).sqrt()
+        return probabilities, features / (length + 1e-6)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Pixel values 0..255 to -1..1: fixed, so that it means the same for every data set and survives int8 unharmed."""
+    return pixels * (1.0 / 127.5) - 1.0
+
+
+def _conv_bn_relu(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))

@@ -1,0 +1,288 @@
+"""Training: labelled frames in, a calibrated classifier out, the same one for the same seed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from curate.errors import ConfigError, TrainingError
+from curate.training import metrics
+from curate.training.architectures import ConvNet, NetworkShape, normalise
+from curate.training.calibration import fit_temperature
+from curate.training.classifier import ClassifierMetadata, TrainedClassifier
+from curate.training.data import Augmentation, Images, LabelledImages, augment
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingRecipe(BaseModel):
+    """Everything that decides how a classifier is trained, apart from data and seed.
+
+    An epoch is a fixed number of steps, not a pass over the labels: the time a round costs does not grow with them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: NetworkShape = NetworkShape()
+    augmentation: Augmentation = Augmentation()
+    epochs: int = Field(default=10, ge=1)
+    steps_per_epoch: int = Field(default=40, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=4e-3, gt=0)
+    warmup_share: float = Field(default=0.15, ge=0, lt=1, description="share of all steps with a rising rate")
+    weight_decay: float = Field(default=0.05, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    mixup_alpha: float = Field(default=0.0, ge=0, description="Beta(alpha, alpha) of mixup; 0 = off")
+    ema_decay: float = Field(default=0.98, ge=0, lt=1, description="averaging of weights over steps")
+    warm_start_keep: float = Field(default=0.5, ge=0, le=1, description="share of the old weights kept on a warm start")
+    threads: int = Field(default=2, ge=1, description="sums depend on it in the last bit, so it is part of the recipe")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a recipe from YAML. Raises ConfigError when the file is missing or does not follow the schema."""
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        except (OSError, yaml.YAMLError, ValidationError) as exc:
+            raise ConfigError(f"{path.name} is not a training recipe: {exc}") from exc
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """Where training stands: epoch from 1, mean training loss, validation accuracy (NaN without validation labels)."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    validation_accuracy: float
+
+
+def train_classifier(
+    train: LabelledImages,
+    validation: LabelledImages,
+    class_names: tuple[str, ...],
+    recipe: TrainingRecipe,
+    *,
+    seed: int,
+    warm_start: TrainedClassifier | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> TrainedClassifier:
+    """Train on `train`, calibrate the temperature on `validation` (which may be empty: then it stays 1).
+
+    The same arguments give the same weights, bit for bit, on the same machine and torch build. The global generator and
+    thread count are left as they were found.
+    Raises TrainingError for no labels, labels outside `class_names`, or a warm start of another network shape.
+    """
+    _verify_inputs(train, validation, class_names)
+    with _isolated(seed, recipe.threads):
+        network = _initial_network(recipe, class_names, warm_start)
+        averaged = _fit(network, train, validation, recipe, seed, on_epoch)
+        logits = _logits(averaged, validation.images)
+        temperature = fit_temperature(logits.numpy(), validation.labels)
+        quality = _quality(logits, temperature, validation)
+    height, width = train.images.shape[1:3]
+    metadata = ClassifierMetadata(
+        class_names=class_names,
+        height=height,
+        width=width,
+        network=recipe.network,
+        temperature=temperature,
+        seed=seed,
+        label_count=len(train),
+        validation=quality,
+    )
+    return TrainedClassifier(averaged, metadata)
+
+
+def _verify_inputs(train: LabelledImages, validation: LabelledImages, class_names: tuple[str, ...]) -> None:
+    if len(train) == 0:
+        raise TrainingError("there is no label to train on", hint="annotate a first batch of samples")
+    if len(class_names) < 2 or len(set(class_names)) != len(class_names):
+        raise TrainingError(f"a classifier needs two or more different class names, not {class_names}")
+    if validation.images.shape[1:] != train.images.shape[1:]:
+        raise TrainingError(f"validation frames {validation.images.shape[1:]} differ from {train.images.shape[1:]}")
+    labels = np.concatenate([train.labels, validation.labels])
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise TrainingError(f"labels reach from {labels.min()} to {labels.max()}, but there are {len(class_names)} classes")
+
+
+@contextlib.contextmanager
+def _isolated(seed: int, threads: int) -> Iterator[None]:
+    """Own random stream and thread count, so that neither leaks out of training nor in."""
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def _initial_network(
+    recipe: TrainingRecipe, class_names: tuple[str, ...], warm_start: TrainedClassifier | None
+) -> ConvNet:
+    network = ConvNet(recipe.network, len(class_names))
+    if warm_start is not None:
+        _warm_start(network, class_names, warm_start, recipe)
+    return network.to(memory_format=torch.channels_last)
+
+
+def _warm_start(
+    network: ConvNet, class_names: tuple[str, ...], warm_start: TrainedClassifier, recipe: TrainingRecipe
+) -> None:
+    """Shrink and perturb: old weights scaled down, new random ones added; rows of the head follow the class names.
+
+    Continuing from plain old weights generalises worse than training afresh (Ash & Adams 2020, arXiv:1910.08475, section 4).
+    """
+    if warm_start.metadata.network != recipe.network:
+        raise TrainingError("the warm start has another network shape", hint="train from scratch, or keep the shape")
+    keep = recipe.warm_start_keep
+    old_row = {name: row for row, name in enumerate(warm_start.class_names)}
+    rows = [(new, old_row[name]) for new, name in enumerate(class_names) if name in old_row]
+    source = warm_start.network.state_dict()
+    with torch.no_grad():
+        for name, target in network.state_dict().items():
+            if not target.is_floating_point():
+                continue
+            if name.startswith("head."):
+                for new, old in rows:
+                    target[new].lerp_(source[name][old], keep)
+            else:
+                target.lerp_(source[name], keep)
+
+
+def _fit(
+    network: ConvNet,
+    train: LabelledImages,
+    validation: LabelledImages,
+    recipe: TrainingRecipe,
+    seed: int,
+    on_epoch: Callable[[EpochReport], None] | None,
+) -> ConvNet:
+    """The averaged network after all steps. The last average wins: on a few dozen labels the best epoch is mostly luck."""
+    generator = torch.Generator().manual_seed(seed)
+    frames, labels = _as_tensors(train)
+    batches = _batches(len(train), recipe.batch_size, generator)
+    optimizer = torch.optim.AdamW(_parameter_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_of(recipe))
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
+    for epoch in range(1, recipe.epochs + 1):
+        network.train()
+        losses = []
+        for _ in range(recipe.steps_per_epoch):
+            chosen = next(batches)
+            variant = augment(frames[chosen], recipe.augmentation, generator)
+            loss = _loss(network, variant, labels[chosen], recipe, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            averaged.update_parameters(network)
+            losses.append(loss.detach())
+        _report(on_epoch, epoch, recipe, torch.stack(losses).mean().item(), averaged.module, validation)
+    return averaged.module.eval()  # type: ignore[no-any-return]
+
+
+def _as_tensors(data: LabelledImages) -> tuple[Tensor, Tensor]:
+    pixels = torch.from_numpy(data.images).permute(0, 3, 1, 2).to(torch.float32) / 255.0
+    return pixels.contiguous(memory_format=torch.channels_last), torch.from_numpy(data.labels)
+
+
+def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless batches of indices; every label is seen equally often, whatever the batch size."""
+    queue = torch.zeros(0, dtype=torch.int64)
+    while True:
+        while len(queue) < batch_size:
+            queue = torch.cat([queue, torch.randperm(count, generator=generator)])
+        yield queue[:batch_size]
+        queue = queue[batch_size:]
+
+
+def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weights decay; biases and batch-norm scales, which set no complexity, do not."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _rate_of(recipe: TrainingRecipe) -> Callable[[int], float]:
+    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
+    total = recipe.epochs * recipe.steps_per_epoch
+    warmup = max(1, round(total * recipe.warmup_share))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+    return factor
+
+
+def _loss(
+    network: ConvNet, frames: Tensor, labels: Tensor, recipe: TrainingRecipe, generator: torch.Generator
+) -> Tensor:
+    """Smoothed cross-entropy, optionally of mixed pairs (mixup: Zhang et al. 2018, arXiv:1710.09412)."""
+    pixels = normalise(frames * 255.0)
+    if recipe.mixup_alpha == 0:
+        return functional.cross_entropy(network(pixels)[0], labels, label_smoothing=recipe.label_smoothing)
+    share = float(np.random.default_rng(generator.get_state()[:16].numpy()).beta(recipe.mixup_alpha, recipe.mixup_alpha))
+    partner = torch.randperm(len(labels), generator=generator)
+    logits = network(torch.lerp(pixels[partner], pixels, share))[0]
+    own = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    other = functional.cross_entropy(logits, labels[partner], label_smoothing=recipe.label_smoothing)
+    return share * own + (1.0 - share) * other
+
+
+def _report(
+    on_epoch: Callable[[EpochReport], None] | None,
+    epoch: int,
+    recipe: TrainingRecipe,
+    loss: float,
+    network: nn.Module,
+    validation: LabelledImages,
+) -> None:
+    if on_epoch is None:
+        return
+    probabilities = functional.softmax(_logits(network, validation.images), dim=1).numpy()
+    on_epoch(EpochReport(epoch, recipe.epochs, loss, metrics.accuracy(probabilities, validation.labels)))
+
+
+def _logits(network: nn.Module, images: Images) -> Tensor:
+    """Logits [N, K] in evaluation mode."""
+    network.eval()
+    classes = network.head.out_features  # type: ignore[union-attr]
+    with torch.no_grad():
+        parts = [
+            network(normalise(batch.permute(0, 3, 1, 2).to(torch.float32)))[0]
+            for batch in torch.from_numpy(images).split(256)
+            if len(batch)
+        ]
+    return torch.cat(parts) if parts else torch.zeros((0, classes))
+
+
+def _quality(logits: Tensor, temperature: float, validation: LabelledImages) -> dict[str, float]:
+    """Validation figures kept with the model; empty without validation labels."""
+    if len(validation) == 0:
+        return {}
+    probabilities = functional.softmax(logits / temperature, dim=1).numpy()
+    return {
+        "count": float(len(validation)),
+        "accuracy": metrics.accuracy(probabilities, validation.labels),
+        "nll": metrics.negative_log_likelihood(probabilities, validation.labels),
+        "ece": metrics.expected_calibration_error(probabilities, validation.labels),
+    }
