@@ -14,7 +14,7 @@ class AnnotationBackend(Protocol):
     or `AnnotationError` (a person must act)."""
 
     def ensure_project(self) -> str:
-        """Create or find the project with its label configuration and image storage; return its address for a person."""
+        """Create or find the project, its label configuration and image storage; return its address for a person."""
 
     def find_tasks(self, sample_ids: Sequence[str]) -> list[SentTask]:
         """Return the tasks the backend already holds for these samples: the truth after a send in doubt.

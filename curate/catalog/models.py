@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.contracts.ids import BootId, DeviceId, batch_id
 from curate.contracts.prediction import Prediction
+from curate.contracts.telemetry import DeviceCounters, ReportedState
 
 
 class SampleStatus(StrEnum):
@@ -71,6 +73,8 @@ class Sample:
     reasons: tuple[str, ...]
     status: SampleStatus = SampleStatus.POOL
     ingested_at: datetime | None = None
+    flags: tuple[str, ...] = ()
+    """What admission noticed and let pass, such as `clock_unset` or `clock_ahead`."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,47 @@ class FeedbackRow:
     received_at: datetime
     frame_available: bool
     sample_id: str | None = None
+
+
+class BatchStatus(StrEnum):
+    """What became of a batch. Both are acknowledged: the device has nothing left to do."""
+
+    INGESTED = "ingested"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A batch the catalog has taken; identified by device, boot and sequence."""
+
+    device_id: str
+    boot_id: str
+    sequence: int
+    digest: str
+    """sha256 of the record's bytes, hex."""
+    status: BatchStatus
+    taken_at: datetime
+    created_at: datetime | None = None
+    """The device's clock; None when the record could not be read."""
+    counters: DeviceCounters | None = None
+    captures: int = 0
+    """Captures the record names, admitted or not."""
+    feedback: int = 0
+
+    @property
+    def batch_id(self) -> str:
+        """The batch's fleet-wide name."""
+        return batch_id(DeviceId(self.device_id), BootId(self.boot_id), self.sequence)
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """A device as the cloud last saw it; times are the cloud's."""
+
+    device_id: str
+    first_seen: datetime
+    last_seen: datetime
+    reported: ReportedState | None = None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class SelectionPolicy(BaseModel):
         default=0.3, ge=0, le=1, description="Share of the budget spent on uniformly random captures, kept held out."
     )
     burst_duplicate_cosine: float = Field(
-        default=0.95, gt=0, le=1, description="Two captures of one group at least this similar are one sight."
+        default=0.9, gt=0, le=1, description="Two captures of one group at least this similar are one sight."
     )
     duplicate_cosine: float = Field(
         default=0.99, gt=0, le=1, description="Any two captures at least this similar are one sight."
@@ -52,7 +52,7 @@ class SelectionPolicy(BaseModel):
         default=0.6, gt=0, le=1, description="Largest share of the active budget that one device may take."
     )
     multiplicity_power: float = Field(
-        default=0.5, ge=0, le=1, description="A sight seen m times weighs m to this power: 0 ignores, 1 counts."
+        default=0.25, ge=0, le=1, description="A sight seen m times weighs m to this power: 0 ignores, 1 counts."
     )
     dismissed_weight: float = Field(
         default=1.0, ge=0, le=1, description="Trust in the pool's feedback evidence when it raises uncertainty."
@@ -61,7 +61,9 @@ class SelectionPolicy(BaseModel):
         default=True, description="Keep active picks out of bursts that already hold a training label."
     )
     max_candidates: int = Field(
-        default=4000, ge=1, description="Distinct sights that the coverage kernel holds; bounds its memory to 4 n² bytes."
+        default=4000,
+        ge=1,
+        description="Distinct sights that the coverage kernel holds; bounds its memory to 4 n² bytes.",
     )
     max_radius: float = Field(default=1.0, gt=0, description="Kernel radius on the unit sphere with few labels.")
     min_radius: float = Field(default=0.2, gt=0, description="Floor of the kernel radius with many labels.")
@@ -76,7 +78,7 @@ class CandidatePool:
     """Unlabelled captures that may be chosen now; N rows, row i of every field is one capture.
 
     `embeddings` float32 [N, D]; `probabilities` float32 [N, K], temperature-calibrated; `groups` the burst or
-    camera × time block; `random_probability` float64 [N], the inclusion probability recorded by the random arm,
+    camera and time block; `random_probability` float64 [N], the inclusion probability recorded by the random arm,
     NaN where that arm did not pick the capture or where it must not be audited (for example, it belongs to an earlier
     period); `feedback` float64 [N] in [0, 1] or None, the evidence that the prediction is wrong (0 = no feedback).
     Raises `SelectionError` on mismatched lengths, wrong ranks or repeated ids; bad numbers inside a row are not an
@@ -167,7 +169,7 @@ class LabelledSet:
 class SelectedSample:
     """One chosen capture, with everything needed to explain the choice and to weigh its label.
 
-    `inclusion_probability` is known for audit samples only (random arm × audit draw); `stands_for` counts the
+    `inclusion_probability` is known for audit samples only (random arm times audit draw); `stands_for` counts the
     near-duplicates in the pool that this label speaks for, itself included; `nearest_labelled` is the cosine similarity
     to the closest training label, None while there is none.
     """

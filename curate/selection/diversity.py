@@ -29,7 +29,7 @@ def near_duplicate_clusters(
     Two steps of leader clustering on cosine similarity: first within each group at `group_threshold` (default: the same
     threshold), then between the group leaders at `threshold`. Every member is close to a leader, so similarity does not
     chain a whole class into one cluster as single linkage would. Rows are visited in the order given: sort them by id
-    for a result that does not depend on how they were read. Memory: one block of 1,024 × leaders.
+    for a result that does not depend on how they were read. Memory: one block of 1,024 rows by all leaders.
     Raises `SelectionError` when lengths differ or a number is not finite.
     """
     if len(groups) != len(embeddings):
@@ -46,7 +46,7 @@ def near_duplicate_clusters(
 
 
 def nearest_similarity(rows: Float32Array, references: Float32Array) -> Float64Array:
-    """Return each unit row's highest cosine to the unit references, float64 [N]; −1 when there are none."""
+    """Return each unit row's highest cosine to the unit references, float64 [N]; -1 when there are none."""
     best = np.full(len(rows), -1.0)
     if len(references):
         for start in range(0, len(rows), CHUNK_ROWS):
@@ -56,7 +56,7 @@ def nearest_similarity(rows: Float32Array, references: Float32Array) -> Float64A
 
 
 def rbf_kernel(rows: Float32Array, columns: Float32Array, radius: float) -> Float32Array:
-    """Return exp(−‖x − y‖² / radius²) between unit rows, float32 [R, C], using ‖x − y‖² = 2 − 2 x·y."""
+    """Return exp(-‖x - y‖² / radius²) between unit rows, float32 [R, C], using ‖x - y‖² = 2 - 2 x·y."""
     kernel = rows @ columns.T
     scale = np.float32(2.0 / radius**2)
     for start in range(0, len(kernel), CHUNK_ROWS):  # in place, block by block: one kernel in memory, not three
@@ -69,7 +69,7 @@ def rbf_kernel(rows: Float32Array, columns: Float32Array, radius: float) -> Floa
 
 
 def coverage_radius(labelled: Float32Array, *, floor: float, ceiling: float) -> float:
-    """Return the kernel radius for the labels so far: it shrinks as they crowd (UHerding, arXiv:2412.20644, radius adaptation).
+    """Return the kernel radius for the labels so far; it shrinks as they crowd (UHerding, arXiv:2412.20644).
 
     The paper takes the smallest distance between labelled points. Random labels on a camera stream hold near-duplicates
     that would put that at nearly zero at once, so the median distance to the nearest other label is taken instead.
@@ -87,7 +87,7 @@ def coverage_radius(labelled: Float32Array, *, floor: float, ceiling: float) -> 
 
 
 def _leaders(unit: Float32Array, threshold: float) -> IntArray:
-    """Return for each row the row that leads it: leaders are taken in order, then every row joins its most similar one."""
+    """Return the row that leads each row: leaders are taken in order, then every row joins its most similar one."""
     cut = min(threshold, MAX_COSINE)
     leaders = np.empty(len(unit), dtype=np.int64)
     count = 0

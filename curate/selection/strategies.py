@@ -41,9 +41,10 @@ class CoverageUtilities:
 
     def __init__(self, kernel: Float32Array, weights: Float32Array, covered: Float32Array) -> None:
         self._kernel, self._weights, self._covered = kernel, weights, covered.copy()
-        self.initial: Float64Array = np.concatenate(
-            [self._gains(kernel[start : start + CHUNK_ROWS]) for start in range(0, len(kernel), CHUNK_ROWS)] or [[]]
-        ).astype(np.float64)
+        self.initial: Float64Array = np.zeros(len(kernel))
+        for start in range(0, len(kernel), CHUNK_ROWS):
+            block = slice(start, start + CHUNK_ROWS)
+            self.initial[block] = self._gains(kernel[block])
 
     def current(self, candidate: int) -> float:
         """Return the coverage that the candidate would still add."""
@@ -103,12 +104,12 @@ class UHerdingStrategy:
     max_radius: float = 1.0
 
     def utilities(self, problem: QueryProblem, rng: np.random.Generator) -> Utilities:  # noqa: ARG002 (the protocol's)
-        """Return marginal gains of 1/W Σ_n w_n U(x_n) max_{s ∈ L ∪ S} k(x_n, s), L the labelled set, W = Σ w_n."""
+        """Return marginal gains of 1/W Σ_n w_n U(x_n) max_{s ∈ L or S} k(x_n, s), L the labelled set, W = Σ w_n."""
         radius = coverage_radius(problem.labelled, floor=self.min_radius, ceiling=self.max_radius)
         uncertainty = raise_by_evidence(UNCERTAINTIES[self.kind](problem.probabilities), problem.evidence)
         weights = problem.weights * uncertainty / problem.weights.sum()
         kernel = rbf_kernel(problem.embeddings[problem.candidates], problem.embeddings, radius)
-        covered = np.zeros(len(problem.embeddings), np.float32)
+        covered: Float32Array = np.zeros(len(problem.embeddings), np.float32)
         if len(problem.labelled):
             distance = _distance(nearest_similarity(problem.embeddings, problem.labelled))
             covered = np.exp(-((distance / radius) ** 2)).astype(np.float32)

@@ -13,7 +13,7 @@ UncertaintyKind = Literal["margin", "entropy", "least_confidence"]
 
 
 def margin_uncertainty(probabilities: Float32Array) -> Float64Array:
-    """Return 1 − (p₁ − p₂) of the two likeliest classes, float64 [N]; a single class is always certain."""
+    """Return 1 - (p₁ - p₂) of the two likeliest classes, float64 [N]; a single class is always certain."""
     if probabilities.shape[1] < 2:
         return np.zeros(len(probabilities))
     top = np.partition(probabilities.astype(np.float64), -2, axis=1)[:, -2:]
@@ -30,7 +30,7 @@ def entropy_uncertainty(probabilities: Float32Array) -> Float64Array:
 
 
 def least_confidence_uncertainty(probabilities: Float32Array) -> Float64Array:
-    """Return (1 − p₁) over its maximum 1 − 1/K, float64 [N]."""
+    """Return (1 - p₁) over its maximum 1 - 1/K, float64 [N]."""
     classes = probabilities.shape[1]
     if classes < 2:
         return np.zeros(len(probabilities))
@@ -46,5 +46,5 @@ UNCERTAINTIES: dict[UncertaintyKind, Callable[[Float32Array], Float64Array]] = {
 
 
 def raise_by_evidence(uncertainty: Float64Array, evidence: Float64Array) -> Float64Array:
-    """Return uncertainty lifted by independent evidence that the prediction is wrong (noisy-or), float64 [N] in [0, 1]."""
+    """Return uncertainty lifted by independent evidence of a wrong prediction (noisy-or), float64 [N] in [0, 1]."""
     return np.asarray(1.0 - (1.0 - np.clip(uncertainty, 0.0, 1.0)) * (1.0 - np.clip(evidence, 0.0, 1.0)))

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 class NetworkShape(BaseModel):
-    """Size of the network. `widths[i]` channels in stage i, made of `depths[i]` convolutions; each stage halves the side.
+    """Size of the network: `widths[i]` channels and `depths[i]` convolutions in stage i; each stage halves the side.
 
     The stem works at full resolution. Channel counts in multiples of 16 fill the vector lanes.
     """
@@ -21,6 +21,7 @@ class NetworkShape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stem_width: int = Field(default=16, ge=1)
+    stem_stride: int = Field(default=1, ge=1, le=2)
     widths: tuple[int, ...] = (32, 64, 128)
     depths: tuple[int, ...] = (1, 2, 2)
     embedding_dim: int = Field(default=64, ge=2)
@@ -31,7 +32,7 @@ class ConvNet(nn.Module):
 
     def __init__(self, shape: NetworkShape, class_count: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_conv_bn_relu(3, shape.stem_width, stride=1)]
+        layers: list[nn.Module] = [_conv_bn_relu(3, shape.stem_width, stride=shape.stem_stride)]
         width = shape.stem_width
         for stage_width, depth in zip(shape.widths, shape.depths, strict=True):
             layers.append(_conv_bn_relu(width, stage_width, stride=2))

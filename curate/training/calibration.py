@@ -12,8 +12,8 @@ COLDEST, HOTTEST = 0.25, 4.0
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """The T that minimises the negative log-likelihood of softmax(logits / T); 1.0 without labels.
 
-    Guo et al. 2017 (arXiv:1706.04599), section 4.2. The loss is convex in 1/T, so its slope crosses zero once and bisection
-    finds the place exactly. `logits` [N, K], `labels` [N]. The answer lies in COLDEST..HOTTEST.
+    Guo et al. 2017 (arXiv:1706.04599), section 4.2. The loss is convex in 1/T, so its slope crosses zero once and
+    bisection finds the place exactly. `logits` [N, K], `labels` [N]. The answer lies in COLDEST..HOTTEST.
     """
     if labels.size == 0:
         return 1.0

@@ -45,8 +45,8 @@ class ClassifierMetadata(BaseModel):
 class TrainedClassifier:
     """A network in evaluation mode with its metadata. Treat both as immutable.
 
-    Its `kind`, `class_names`, `frame_shape`, `output_names` and `serving_module` are all that export asks of a model, so
-    another kind of model joins by offering the same five.
+    Its `kind`, `class_names`, `frame_shape`, `output_names` and `serving_module` are all that export asks of a
+    model, so another kind of model joins by offering the same five.
     """
 
     kind: ClassVar[str] = "classification"
@@ -73,7 +73,9 @@ class TrainedClassifier:
         """Probabilities [N, K] and embeddings [N, D] of uint8 frames [N, H, W, 3]; N may be 0."""
         module = self.serving_module()
         with torch.inference_mode():
-            batches = [module(batch) for batch in torch.from_numpy(images).split(batch_size)] if len(images) else []
+            batches = (
+                [module(batch) for batch in torch.split(torch.from_numpy(images), batch_size)] if len(images) else []
+            )
         if not batches:
             dimensions = self.metadata.network.embedding_dim
             return np.zeros((0, len(self.class_names)), np.float32), np.zeros((0, dimensions), np.float32)

@@ -46,7 +46,7 @@ class LabelledImages:
 class Augmentation(BaseModel):
     """How far a training frame may wander from the captured one. Zero switches a part off.
 
-    The ranges are those of fixed cameras: small displacement, changing light, sensor noise, a soft lens, things in the way.
+    The ranges are those of fixed cameras: small displacement, changing light, noise, a soft lens, things in the way.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

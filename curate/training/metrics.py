@@ -28,7 +28,8 @@ def per_class_accuracy(probabilities: Probabilities, labels: Labels) -> NDArray[
     matrix = confusion_matrix(probabilities, labels)
     support = matrix.sum(axis=1)
     recall = np.full(support.shape, np.nan, dtype=np.float64)
-    return np.divide(matrix.diagonal(), support, out=recall, where=support > 0)
+    np.divide(matrix.diagonal(), support, out=recall, where=support > 0)
+    return recall
 
 
 def negative_log_likelihood(probabilities: Probabilities, labels: Labels) -> float:
@@ -67,4 +68,4 @@ def _verify_shapes(probabilities: Probabilities, labels: Labels) -> None:
     if probabilities.ndim != 2 or labels.ndim != 1 or len(probabilities) != len(labels):
         raise TrainingError(f"probabilities {probabilities.shape} and labels {labels.shape} do not belong together")
     if labels.size and (labels.min() < 0 or labels.max() >= probabilities.shape[1]):
-        raise TrainingError(f"labels reach from {labels.min()} to {labels.max()}, outside {probabilities.shape[1]} classes")
+        raise TrainingError(f"labels {labels.min()}..{labels.max()} reach outside {probabilities.shape[1]} classes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from curate.errors import ConfigError, TrainingError
 from curate.training import metrics
@@ -24,8 +23,6 @@ from curate.training.architectures import ConvNet, NetworkShape, normalise
 from curate.training.calibration import fit_temperature
 from curate.training.classifier import ClassifierMetadata, TrainedClassifier
 from curate.training.data import Augmentation, Images, LabelledImages, augment
-
-_log = logging.getLogger(__name__)
 
 
 class TrainingRecipe(BaseModel):
@@ -87,8 +84,14 @@ def train_classifier(
     """
     _verify_inputs(train, validation, class_names)
     with _isolated(seed, recipe.threads):
+
+        def after_epoch(epoch: int, loss: float, averaged: ConvNet) -> None:
+            if on_epoch is not None:
+                on_epoch(EpochReport(epoch, recipe.epochs, loss, _accuracy(averaged, validation)))
+
         network = _initial_network(recipe, class_names, warm_start)
-        averaged = _fit(network, train, validation, recipe, seed, on_epoch)
+        generator = torch.Generator().manual_seed(seed)
+        averaged = _fit(network, train, recipe, generator, after_epoch)
         logits = _logits(averaged, validation.images)
         temperature = fit_temperature(logits.numpy(), validation.labels)
         quality = _quality(logits, temperature, validation)
@@ -115,7 +118,7 @@ def _verify_inputs(train: LabelledImages, validation: LabelledImages, class_name
         raise TrainingError(f"validation frames {validation.images.shape[1:]} differ from {train.images.shape[1:]}")
     labels = np.concatenate([train.labels, validation.labels])
     if labels.min() < 0 or labels.max() >= len(class_names):
-        raise TrainingError(f"labels reach from {labels.min()} to {labels.max()}, but there are {len(class_names)} classes")
+        raise TrainingError(f"labels {labels.min()}..{labels.max()} reach outside {len(class_names)} classes")
 
 
 @contextlib.contextmanager
@@ -137,7 +140,8 @@ def _initial_network(
     network = ConvNet(recipe.network, len(class_names))
     if warm_start is not None:
         _warm_start(network, class_names, warm_start, recipe)
-    return network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks this overload
+    return network
 
 
 def _warm_start(
@@ -145,7 +149,7 @@ def _warm_start(
 ) -> None:
     """Shrink and perturb: old weights scaled down, new random ones added; rows of the head follow the class names.
 
-    Continuing from plain old weights generalises worse than training afresh (Ash & Adams 2020, arXiv:1910.08475, section 4).
+    Continuing from plain old weights generalises worse than training afresh (Ash & Adams 2020, arXiv:1910.08475).
     """
     if warm_start.metadata.network != recipe.network:
         raise TrainingError("the warm start has another network shape", hint="train from scratch, or keep the shape")
@@ -167,33 +171,44 @@ def _warm_start(
 def _fit(
     network: ConvNet,
     train: LabelledImages,
-    validation: LabelledImages,
     recipe: TrainingRecipe,
-    seed: int,
-    on_epoch: Callable[[EpochReport], None] | None,
+    generator: torch.Generator,
+    after_epoch: Callable[[int, float, ConvNet], None],
 ) -> ConvNet:
-    """The averaged network after all steps. The last average wins: on a few dozen labels the best epoch is mostly luck."""
-    generator = torch.Generator().manual_seed(seed)
+    """The averaged network after all steps, not the best on validation: on a few dozen labels, best is mostly luck."""
     frames, labels = _as_tensors(train)
     batches = _batches(len(train), recipe.batch_size, generator)
     optimizer = torch.optim.AdamW(_parameter_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_of(recipe))
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
-    for epoch in range(1, recipe.epochs + 1):
+    averaged = copy.deepcopy(network)
+    for epoch in range(recipe.epochs):
         network.train()
         losses = []
-        for _ in range(recipe.steps_per_epoch):
+        for step in range(recipe.steps_per_epoch):
             chosen = next(batches)
             variant = augment(frames[chosen], recipe.augmentation, generator)
             loss = _loss(network, variant, labels[chosen], recipe, generator)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
-            averaged.update_parameters(network)
+            _average(averaged, network, recipe.ema_decay, epoch * recipe.steps_per_epoch + step)
             losses.append(loss.detach())
-        _report(on_epoch, epoch, recipe, torch.stack(losses).mean().item(), averaged.module, validation)
-    return averaged.module.eval()  # type: ignore[no-any-return]
+        after_epoch(epoch + 1, torch.stack(losses).mean().item(), averaged)
+    return averaged.eval()
+
+
+def _average(averaged: ConvNet, network: ConvNet, decay: float, step: int) -> None:
+    """Exponential moving average of weights and batch-norm statistics.
+
+    The decay grows with the steps taken: an average that still remembers the random start is worse than none.
+    """
+    keep = min(decay, (step + 1) / (step + 10))
+    with torch.no_grad():
+        current = network.state_dict()
+        for name, value in averaged.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(current[name], 1.0 - keep)
 
 
 def _as_tensors(data: LabelledImages) -> tuple[Tensor, Tensor]:
@@ -240,7 +255,9 @@ def _loss(
     pixels = normalise(frames * 255.0)
     if recipe.mixup_alpha == 0:
         return functional.cross_entropy(network(pixels)[0], labels, label_smoothing=recipe.label_smoothing)
-    share = float(np.random.default_rng(generator.get_state()[:16].numpy()).beta(recipe.mixup_alpha, recipe.mixup_alpha))
+    share = float(
+        np.random.default_rng(generator.get_state()[:16].numpy()).beta(recipe.mixup_alpha, recipe.mixup_alpha)
+    )
     partner = torch.randperm(len(labels), generator=generator)
     logits = network(torch.lerp(pixels[partner], pixels, share))[0]
     own = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
@@ -248,31 +265,18 @@ def _loss(
     return share * own + (1.0 - share) * other
 
 
-def _report(
-    on_epoch: Callable[[EpochReport], None] | None,
-    epoch: int,
-    recipe: TrainingRecipe,
-    loss: float,
-    network: nn.Module,
-    validation: LabelledImages,
-) -> None:
-    if on_epoch is None:
-        return
-    probabilities = functional.softmax(_logits(network, validation.images), dim=1).numpy()
-    on_epoch(EpochReport(epoch, recipe.epochs, loss, metrics.accuracy(probabilities, validation.labels)))
-
-
-def _logits(network: nn.Module, images: Images) -> Tensor:
+def _logits(network: ConvNet, images: Images) -> Tensor:
     """Logits [N, K] in evaluation mode."""
     network.eval()
-    classes = network.head.out_features  # type: ignore[union-attr]
+    if len(images) == 0:
+        return torch.zeros((0, network.head.out_features))
     with torch.no_grad():
-        parts = [
-            network(normalise(batch.permute(0, 3, 1, 2).to(torch.float32)))[0]
-            for batch in torch.from_numpy(images).split(256)
-            if len(batch)
-        ]
-    return torch.cat(parts) if parts else torch.zeros((0, classes))
+        batches = torch.split(torch.from_numpy(images), 256)
+        return torch.cat([network(normalise(batch.permute(0, 3, 1, 2).to(torch.float32)))[0] for batch in batches])
+
+
+def _accuracy(network: ConvNet, validation: LabelledImages) -> float:
+    return metrics.accuracy(functional.softmax(_logits(network, validation.images), dim=1).numpy(), validation.labels)
 
 
 def _quality(logits: Tensor, temperature: float, validation: LabelledImages) -> dict[str, float]:

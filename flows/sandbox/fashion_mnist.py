@@ -1,4 +1,4 @@
-"""Fashion-MNIST, the demo's 70,000 real photographs: found or fetched, always verified by SHA-256, never trusted by name."""
+"""Fashion-MNIST, the demo's 70,000 real photographs: found or fetched, and verified by SHA-256 either way."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _load_fetched(cache_dir: Path) -> FashionMnist:
                 _log.info("fetching Fashion-MNIST again, the cached files are damaged")
         sources: tuple[tuple[str, Callable[[Path], Path]], ...] = (
             (f"Debian's package {DEBIAN_PACKAGE}", fetch_debian_package),
-            (f"the project's page {PROJECT_URL}", fetch_project_files),
+            (f"the project's page {PROJECT_URL}", lambda scratch: fetch_project_files(scratch, PROJECT_URL)),
         )
         failures = []
         for title, fetch in sources:
@@ -210,7 +210,7 @@ def _run(command: list[str], folder: Path) -> None:
         raise DatasetError(f"{command[0]} failed with {done.returncode}: {last}")
 
 
-def fetch_project_files(scratch: Path, url: str = PROJECT_URL) -> Path:
+def fetch_project_files(scratch: Path, url: str) -> Path:
     """Download the four .gz files from the project's page into `scratch`; return the folder that holds them.
 
     Raises `DatasetError` when the page cannot be reached.
@@ -237,7 +237,8 @@ def _find(folder: Path, file: IdxFile) -> Path:
 
 
 def _load_folder(folder: Path) -> FashionMnist:
-    return FashionMnist(*(load_idx(_find(folder, file), file) for file in FILES))
+    train_images, train_labels, test_images, test_labels = (load_idx(_find(folder, file), file) for file in FILES)
+    return FashionMnist(train_images, train_labels, test_images, test_labels)
 
 
 def load_idx(path: Path, file: IdxFile) -> NDArray[np.uint8]:

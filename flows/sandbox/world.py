@@ -1,4 +1,4 @@
-"""The simulated world's pixels: real garments before three cameras, deterministic from a seed, random access by frame."""
+"""The simulated world's pixels: real garments before three cameras, each frame a function of seed, camera and index."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from curate.errors import ConfigError
 from flows.sandbox.fashion_mnist import FashionMnist
 from flows.sandbox.world_schedule import (
     Burst,
     CameraStyle,
     Condition,
-    Dusk,
     Schedule,
     Truth,
     WorldConfig,
@@ -38,11 +39,9 @@ __all__ = [
 FRAME_PX = 32
 _GARMENT_PX = 28
 _MARGIN_PX = 4  # of the scene around the garment: half for the frame's border, half for the shifts
-_SCENE_PX = _GARMENT_PX + 2 * _MARGIN_PX
-_CENTRE_PX = (_SCENE_PX - FRAME_PX) // 2
+_CENTRE_PX = (_GARMENT_PX + 2 * _MARGIN_PX - FRAME_PX) // 2
 _CLASSES = 10
 _GARMENT_LEVELS = 200.0  # the brightest cloth before gain and light, leaving headroom below 255
-_UNTINTED = (1.0, 1.0, 1.0)
 
 # Streams of random numbers; the schedule owns 0.
 _BURST_STREAM, _NOISE_STREAM, _HELD_OUT_STREAM, _SEED_STREAM = 1, 2, 3, 4
@@ -75,9 +74,11 @@ class CameraWorld:
     def __init__(self, config: WorldConfig, camera_id: str, data: FashionMnist) -> None:
         self._config = config
         self._number = config.camera_number(camera_id)
-        self._style = config.cameras[self._number]
+        style = config.cameras[self._number]
+        self._looks = {"day": _look(config, style, "day"), "dusk": _look(config, style, "dusk")}
         self._schedule = Schedule(config, camera_id)
-        self._garments = _Garments(data.train_images[: -config.reserved_images], data.train_labels)
+        streamed = len(data.train_labels) - config.reserved_images
+        self._garments = _Garments(data.train_images[:streamed], data.train_labels[:streamed])
         self._in_view: tuple[int, Condition, _BurstView] | None = None
         self.drift_from_frame = drift_frame(config, camera_id)
 
@@ -86,16 +87,15 @@ class CameraWorld:
         burst = self._schedule.burst_at(index)
         condition = condition_at(index, self.drift_from_frame)
         view = self._view(burst, condition)
-        place = index - burst.first
         rng = _rng(self._config, self._number, _NOISE_STREAM, index)
-        image = _expose(view, place, self._style, _dusk(self._config, condition), rng)
+        image = _expose(view, index - burst.first, self._looks[condition], rng)
         return WorldFrame(image, burst.label, burst.number, condition)
 
     def _view(self, burst: Burst, condition: Condition) -> _BurstView:
         if self._in_view is None or self._in_view[:2] != (burst.number, condition):
             garment = self._garments.pick(burst.label, burst.pick)
             rng = _rng(self._config, self._number, _BURST_STREAM, burst.number)
-            view = _view_burst(garment, burst.length, self._config, self._style, _dusk(self._config, condition), rng)
+            view = _view_burst(garment, burst.length, self._config, self._looks[condition], rng)
             self._in_view = (burst.number, condition, view)
         return self._in_view[2]
 
@@ -112,8 +112,14 @@ def held_out(config: WorldConfig, camera_id: str, condition: Condition, n: int, 
 
 
 def seed_samples(config: WorldConfig, n: int, seed: int, data: FashionMnist) -> LabelledImages:
-    """`n` labelled day frames for the first model: any camera, its mix, garments that no stream ever shows."""
-    garments = _Garments(data.train_images[-config.reserved_images :], data.train_labels[-config.reserved_images :])
+    """`n` labelled day frames for the first model: any camera, its mix, garments that no stream ever shows.
+
+    Raises `ConfigError` when the world reserves no images for them.
+    """
+    if config.reserved_images == 0:
+        raise ConfigError("the world reserves no garment for seed samples", hint="set its reserved_images above 0")
+    streamed = len(data.train_labels) - config.reserved_images
+    garments = _Garments(data.train_images[streamed:], data.train_labels[streamed:])
     rngs = [_rng(config, seed, _SEED_STREAM, i) for i in range(n)]
     return _stack([_single_frame(config, int(rng.integers(len(config.cameras))), garments, "day", rng) for rng in rngs])
 
@@ -123,15 +129,25 @@ class _Garments:
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
         self._images = images
-        self._by_class = [np.flatnonzero(labels[: len(images)] == label) for label in range(_CLASSES)]
+        self._by_class = [np.flatnonzero(labels == label) for label in range(_CLASSES)]
 
     def pick(self, label: int, pick: float) -> NDArray[np.uint8]:
         of_class = self._by_class[label]
-        return self._images[of_class[int(pick * len(of_class))]]
+        image: NDArray[np.uint8] = self._images[of_class[int(pick * len(of_class))]]
+        return image
+
+
+class _Look(NamedTuple):
+    """A camera under one condition: `colour`, float32 [3], multiplies grey levels, then noise is added."""
+
+    background: float
+    colour: NDArray[np.float32]
+    noise_levels: np.float32
+    blur_px: float
 
 
 class _BurstView(NamedTuple):
-    """A garment before the camera: the scene in grey levels, float32 [36, 36], and where and how bright each frame is."""
+    """A burst's scene in grey levels, float32 [36, 36], and the place (pixels down, right) and light of each frame."""
 
     scene: NDArray[np.float32]
     shifts: NDArray[np.int64]
@@ -141,10 +157,20 @@ class _BurstView(NamedTuple):
 def _single_frame(
     config: WorldConfig, camera_number: int, garments: _Garments, condition: Condition, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], int]:
-    style, dusk = config.cameras[camera_number], _dusk(config, condition)
+    style = config.cameras[camera_number]
+    look = _look(config, style, condition)
     label = int(rng.choice(_CLASSES, p=style.class_mix))
-    view = _view_burst(garments.pick(label, rng.random()), 1, config, style, dusk, rng)
-    return _expose(view, 0, style, dusk, rng), label
+    view = _view_burst(garments.pick(label, rng.random()), 1, config, look, rng)
+    return _expose(view, 0, look, rng), label
+
+
+def _look(config: WorldConfig, style: CameraStyle, condition: Condition) -> _Look:
+    colour = np.asarray(style.tint, dtype=np.float32) * np.float32(style.gain)
+    if condition == "day":
+        return _Look(style.background, colour, np.float32(style.noise_levels), 0.0)
+    dusk = config.dusk
+    dimmed = colour * np.asarray(dusk.tint, dtype=np.float32) * np.float32(dusk.light)
+    return _Look(style.background, dimmed, np.float32(style.noise_levels + dusk.extra_noise_levels), dusk.blur_px)
 
 
 def _stack(samples: list[tuple[NDArray[np.uint8], int]]) -> LabelledImages:
@@ -153,19 +179,11 @@ def _stack(samples: list[tuple[NDArray[np.uint8], int]]) -> LabelledImages:
 
 
 def _view_burst(
-    garment: NDArray[np.uint8],
-    length: int,
-    config: WorldConfig,
-    style: CameraStyle,
-    dusk: Dusk | None,
-    rng: np.random.Generator,
+    garment: NDArray[np.uint8], length: int, config: WorldConfig, look: _Look, rng: np.random.Generator
 ) -> _BurstView:
-    """Lay the garment on the backdrop and plan how it moves: a smooth walk within the shift limit, slowly changing light."""
-    cover = np.zeros((_SCENE_PX, _SCENE_PX), dtype=np.float32)
-    cover[_MARGIN_PX:-_MARGIN_PX, _MARGIN_PX:-_MARGIN_PX] = garment / np.float32(255)
-    scene = style.background + (_GARMENT_LEVELS - style.background) * cover
-    if dusk is not None:
-        scene = _blur(scene, dusk.blur_px)
+    """Lay the garment out and plan how it moves: a smooth walk within the shift limit, in slowly changing light."""
+    scene = _lay_out(garment, rng.uniform(-config.max_tilt_deg, config.max_tilt_deg), look.background)
+    scene = _blur(scene, look.blur_px)
     limit = config.max_shift_px
     start = rng.uniform(-limit, limit, size=2)
     steps = rng.normal(0.0, 0.45, size=(length, 2))
@@ -175,6 +193,14 @@ def _view_burst(
     return _BurstView(scene, shifts, level * (1.0 + sway))
 
 
+def _lay_out(garment: NDArray[np.uint8], tilt_deg: float, background: float) -> NDArray[np.float32]:
+    """The garment, turned, on a plain backdrop: grey levels, float32 [36, 36]."""
+    cloth = Image.fromarray(np.pad(garment, _MARGIN_PX))
+    turned = cloth.rotate(tilt_deg, Image.Resampling.BILINEAR)
+    cover = np.asarray(turned, dtype=np.float32) / np.float32(255)
+    return background + np.float32(_GARMENT_LEVELS - background) * cover
+
+
 def _reflect(path: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
     """Fold a walk back into [-limit, limit], as a ball between two walls."""
     if limit == 0:
@@ -182,18 +208,13 @@ def _reflect(path: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
     return limit - np.abs((path + limit) % (4 * limit) - 2 * limit)
 
 
-def _expose(
-    view: _BurstView, place: int, style: CameraStyle, dusk: Dusk | None, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def _expose(view: _BurstView, place: int, look: _Look, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The sensor's picture of one moment of the burst."""
     top, left = _CENTRE_PX + view.shifts[place]
     crop = view.scene[top : top + FRAME_PX, left : left + FRAME_PX]
-    tint = np.asarray(style.tint) * (dusk.tint if dusk else _UNTINTED)
-    colour = (tint * style.gain * view.lights[place] * (dusk.light if dusk else 1.0)).astype(np.float32)
-    noise_levels = style.noise_levels + (dusk.extra_noise_levels if dusk else 0.0)
     image = rng.standard_normal((FRAME_PX, FRAME_PX, 3), dtype=np.float32)
-    image *= np.float32(noise_levels)
-    image += crop[:, :, None] * colour
+    image *= look.noise_levels
+    image += crop[:, :, None] * (look.colour * np.float32(view.lights[place]))
     return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
@@ -209,10 +230,6 @@ def _blur(scene: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
         windows = np.lib.stride_tricks.sliding_window_view(wide, len(kernel), axis=axis)
         scene = (windows @ kernel).astype(np.float32)
     return scene
-
-
-def _dusk(config: WorldConfig, condition: Condition) -> Dusk | None:
-    return config.dusk if condition == "dusk" else None
 
 
 def _rng(config: WorldConfig, *stream: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""What happens in the simulated world and when: cameras, bursts, truth. No pixels here, so truth is recomputed in a moment."""
+"""What happens in the simulated world and when: cameras, bursts, truth. No pixels: truth is cheap to recompute."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class CameraStyle(_Model):
 
 
 class Dusk(_Model):
-    """How strongly dusk changes a frame: `light` and `tint` multiply, noise is added, `blur_px` is a Gaussian's sigma."""
+    """How dusk changes a frame: `light` and `tint` multiply, noise is added, `blur_px` is the sigma of a Gaussian."""
 
     light: float = 0.38
     tint: tuple[float, float, float] = (0.88, 0.95, 1.12)
@@ -97,6 +97,7 @@ class WorldConfig(_Model):
     min_burst_frames: int = Field(default=8, ge=1)
     max_burst_frames: int = 30
     max_shift_px: int = Field(default=2, ge=0, le=2)
+    max_tilt_deg: float = Field(default=0.0, ge=0.0, le=45.0)
     light_range: float = Field(default=0.25, ge=0.0, lt=1.0)
     drift_camera: str = "cam-3"
     drift_from_frame: int | None = Field(default=None, ge=0)
@@ -127,7 +128,7 @@ class WorldControl(_Model):
 
 
 class Burst(NamedTuple):
-    """One garment in view: frames [first, first + length), its class, and `pick` in [0, 1): which garment of the class."""
+    """One garment in view in frames [first, first + length): its class, and by `pick` in [0, 1) which of the class."""
 
     number: int
     first: int

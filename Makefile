@@ -1,0 +1,108 @@
+# Everything a person does with this repository. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+LS_VENV := .venv-label-studio
+# A stamp is younger than all it was installed from, so installing twice costs nothing.
+APP_STAMP := $(VENV)/.installed
+LS_STAMP := $(LS_VENV)/.installed
+
+PIP_FLAGS := --quiet --disable-pip-version-check --no-input
+AS_ROOT := $(if $(filter 0,$(shell id -u)),yes)
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "ARGS=... is passed on, as in: make demo ARGS='--seed 1 --keep'"
+
+.PHONY: install
+install: ## Install Gleaner and Label Studio, each into an environment of its own
+	@$(MAKE) --no-print-directory --jobs=2 $(APP_STAMP) $(LS_STAMP)
+
+.PHONY: demo
+demo: install ## Start the real services, turn the wheel, print a report, stop what was started
+	@$(BIN)/gleaner demo $(ARGS)
+
+.PHONY: up down status
+up: install ## Start the local stack: S3, Prefect, Label Studio
+	@$(BIN)/gleaner up $(ARGS)
+down: $(APP_STAMP) ## Stop everything that runs under .gleaner
+	@$(BIN)/gleaner down $(ARGS)
+status: $(APP_STAMP) ## Show what runs, and where
+	@$(BIN)/gleaner status $(ARGS)
+
+.PHONY: lint
+lint: $(APP_STAMP) ## Check style, types and the dependency rule
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: $(APP_STAMP) ## Rewrite the code in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: test
+test: install postgresql ## Run the tests, against real services
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: chaos
+chaos: install postgresql ## Kill processes and cut links many times; takes long
+	@GLEANER_CHAOS=1 $(BIN)/pytest tests/e2e $(ARGS)
+
+.PHONY: clean
+clean: ## Stop the local stack and remove its data and all caches; the environments stay
+	@if [ -x $(BIN)/gleaner ] && [ -d .gleaner ]; then $(BIN)/gleaner down; fi
+	@rm -rf .gleaner .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+$(APP_STAMP): requirements/app.txt pyproject.toml | venv-module
+	@echo "Installing Gleaner into $(VENV)"
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install $(PIP_FLAGS) --requirement requirements/app.txt
+	@$(BIN)/pip install $(PIP_FLAGS) --no-deps --editable .
+	@touch $@
+
+# Its first start migrates an empty database for half a minute. Done once here, every new stack begins with a copy.
+LS_TEMPLATE := $(LS_VENV)/template
+$(LS_STAMP): requirements/label-studio.txt | venv-module
+	@echo "Installing Label Studio into $(LS_VENV)"
+	@[ -x $(LS_VENV)/bin/pip ] || $(PYTHON) -m venv $(LS_VENV)
+	@$(LS_VENV)/bin/pip install $(PIP_FLAGS) --requirement requirements/label-studio.txt
+	@rm -rf $(LS_TEMPLATE) $(LS_TEMPLATE).draft && mkdir $(LS_TEMPLATE).draft
+	@LABEL_STUDIO_BASE_DATA_DIR=$(CURDIR)/$(LS_TEMPLATE).draft COLLECT_ANALYTICS=false LATEST_VERSION_CHECK=false SENTRY_DSN= \
+		$(LS_VENV)/bin/label-studio version > $(LS_VENV)/template.log 2>&1 || { tail -n 20 $(LS_VENV)/template.log; exit 1; }
+	@mv $(LS_TEMPLATE).draft $(LS_TEMPLATE)
+	@touch $@
+
+# Debian ships Python without what `python3 -m venv` needs.
+.PHONY: venv-module
+venv-module:
+	@if [ -x $(BIN)/pip ] && [ -x $(LS_VENV)/bin/pip ]; then exit 0; fi; \
+	if [ -z "$(PYTHON)" ]; then echo "Python 3.11 is missing: apt-get install python3 python3-venv" >&2; exit 1; fi; \
+	if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo "$(PYTHON) is older than 3.11: name a newer one, as in make install PYTHON=python3.11" >&2; exit 1; fi; \
+	if $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null; then exit 0; fi; \
+	if [ -n "$(AS_ROOT)" ] && command -v apt-get > /dev/null; then \
+		apt-get update --quiet=2 && $(APT_INSTALL) python3-venv; \
+	else \
+		echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; fi
+
+# Without PostgreSQL its tests fail and say so, unless GLEANER_ALLOW_MISSING=1 lets them be skipped.
+.PHONY: postgresql
+postgresql:
+	@if compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null; then exit 0; fi; \
+	if [ -n "$(AS_ROOT)" ] && command -v apt-get > /dev/null; then \
+		echo "Installing PostgreSQL for the tests"; apt-get update --quiet=2 && $(APT_INSTALL) postgresql; \
+	else \
+		echo "PostgreSQL is missing, its tests will fail: apt-get install postgresql, or set GLEANER_ALLOW_MISSING=1" >&2; fi

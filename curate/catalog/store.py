@@ -1,0 +1,42 @@
+"""The catalog: what Gleaner knows, in one database. SQLite by default, PostgreSQL by changing the URL."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from curate.catalog.admissions import Admissions
+from curate.catalog.database import Database
+from curate.catalog.ledger import Ledger
+from curate.catalog.pool import Pool
+from curate.catalog.results import Results
+
+
+class Catalog(Admissions, Pool, Ledger, Results):
+    """Every operation is one transaction; safe between threads and processes.
+
+    Operations raise CatalogError, retryable where the database was unreachable or busy.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Connect and bring the schema up to date; any number of processes may do so at once.
+
+        `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user@host/database`.
+        """
+        return cls(Database(url))
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

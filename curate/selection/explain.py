@@ -1,0 +1,97 @@
+"""Telling a person what was chosen and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from curate.selection.audit import AuditDraw
+from curate.selection.base import SampleRole, SelectedSample, SelectionPolicy
+from curate.selection.sights import Sights
+
+
+@dataclass(frozen=True)
+class ActivePick:
+    """One active pick: its pool row, its utility, and what had to give for it."""
+
+    row: int
+    utility: float
+    caveats: tuple[str, ...] = ()
+
+
+def audit_items(sights: Sights, draws: Sequence[AuditDraw]) -> list[SelectedSample]:
+    return [
+        SelectedSample(
+            sample_id=sights.pool.ids[draw.row],
+            rank=0,
+            role=SampleRole.AUDIT,
+            device=sights.pool.devices[draw.row],
+            utility=0.0,
+            reasons=(f"random audit: one of {draw.drawn} drawn from {draw.available} random-arm captures",),
+            cluster=int(sights.cluster[draw.row]),
+            stands_for=1,
+            inclusion_probability=draw.inclusion_probability,
+            nearest_labelled=_nearest(sights, draw.row),
+        )
+        for draw in draws
+    ]
+
+
+def active_items(sights: Sights, picks: Sequence[ActivePick], policy: SelectionPolicy) -> list[SelectedSample]:
+    return [
+        SelectedSample(
+            sample_id=sights.pool.ids[pick.row],
+            rank=0,
+            role=SampleRole.ACTIVE,
+            device=sights.pool.devices[pick.row],
+            utility=pick.utility,
+            reasons=_explain(sights, pick, policy),
+            cluster=int(sights.cluster[pick.row]),
+            stands_for=1 if pick.caveats else int(sights.size[sights.cluster[pick.row]]),
+            nearest_labelled=_nearest(sights, pick.row),
+        )
+        for pick in picks
+    ]
+
+
+def _explain(sights: Sights, pick: ActivePick, policy: SelectionPolicy) -> tuple[str, ...]:
+    """Say in words why a person's minute goes to this row."""
+    row, size = pick.row, int(sights.size[sights.cluster[pick.row]])
+    nearest = _nearest(sights, row)
+    reasons = [f"{policy.strategy}: {policy.uncertainty.replace('_', ' ')} uncertainty {sights.uncertainty[row]:.2f}"]
+    if sights.evidence[row] > 0:
+        reasons.append(f"a person's feedback says it is wrong (evidence {sights.evidence[row]:.2f})")
+    if size > 1:
+        reasons.append(f"one of {size} captures of the same sight")
+    reasons.append("nothing is labelled yet" if nearest is None else f"closest training label at cosine {nearest:.2f}")
+    return (*reasons, *pick.caveats)
+
+
+def _nearest(sights: Sights, row: int) -> float | None:
+    return float(sights.nearest_training[row]) if len(sights.training) else None
+
+
+def ranked(audit: Sequence[SelectedSample], active: Sequence[SelectedSample]) -> tuple[SelectedSample, ...]:
+    """Interleave both shares evenly, so that a batch cut short still audits and teaches in proportion."""
+    places = [
+        ((i + 0.5) / len(share), n, item) for n, share in enumerate((audit, active)) for i, item in enumerate(share)
+    ]
+    ordered = [item for *_, item in sorted(places, key=lambda place: place[:2])]
+    return tuple(replace(item, rank=rank) for rank, item in enumerate(ordered, start=1))
+
+
+def selection_notes(active: Sequence[ActivePick], audited: int, audit_size: int, budget: int) -> tuple[str, ...]:
+    """Say what had to give in the whole batch."""
+    notes = [
+        f"{count} active picks {caveat}"
+        for caveat, count in sorted(Counter(caveat for pick in active for caveat in pick.caveats).items())
+    ]
+    if audited < audit_size:
+        notes.append(f"audit share of {audit_size} not reached: only {audited} random-arm captures were left")
+    if audited + len(active) < budget:
+        short = budget - audited - len(active)
+        notes.append(
+            f"{short} of {budget} labels unused: every other capture shares a burst or a sight with a test label"
+        )
+    return tuple(notes)

@@ -1,0 +1,15 @@
+"""Failures that only the camera knows."""
+
+from __future__ import annotations
+
+from curate.errors import AgentError
+
+
+class CorruptFileError(AgentError):
+    """A file the agent wrote no longer says what it said."""
+
+
+class SpoolUnavailableError(AgentError):
+    """The disk under the spool refused; it may have room again later."""
+
+    retryable = True

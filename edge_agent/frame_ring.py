@@ -1,0 +1,140 @@
+"""What the agent remembers of recent frames: small records for pollers, and frames that can still be captured.
+
+Frames are held in the camera's own encoding. That costs nothing to make, is several times smaller than pixels
+(32x32: about 1 kB against 3 kB; 1080p: 0.4 MB against 6 MB), and the JPEG of a capture is made only for the few that
+are kept. Everything here is lost at a restart; feedback then travels without its frame.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import islice
+from typing import Final
+
+from edge_agent.capture_policy import CaptureDecision
+
+_ENTRY_OVERHEAD_BYTES: Final = 2048
+"""Roughly what the objects around one held frame cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class LivePrediction:
+    """What the model said about one frame, and what the arms decided."""
+
+    cursor: int
+    """Counts this process's predictions from 1, without gaps."""
+    prediction_id: str
+    camera_id: str
+    frame_index: int
+    captured_at: datetime
+    monotonic_s: float
+    release_id: str
+    class_index: int
+    label: str
+    probabilities: tuple[float, ...]
+    scores: dict[str, float]
+    decision: CaptureDecision
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFrame:
+    """A frame that can still become a capture."""
+
+    prediction: LivePrediction
+    embedding: bytes
+    """Little-endian float16."""
+    encoded: bytes
+    """The camera's own encoding, PNG or JPEG."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory it takes, roughly."""
+        return len(self.encoded) + len(self.embedding) + _ENTRY_OVERHEAD_BYTES
+
+
+class FrameRing:
+    """Recent frames that no arm has kept yet, bounded by bytes; the oldest go first. Thread-safe."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._frames: OrderedDict[str, HeldFrame] = OrderedDict()
+        self._used_bytes = 0
+
+    def put(self, frame: HeldFrame) -> None:
+        """Hold the newest frame."""
+        with self._lock:
+            self._frames[frame.prediction.prediction_id] = frame
+            self._used_bytes += frame.size_bytes
+            while self._used_bytes > self._max_bytes and self._frames:
+                _, oldest = self._frames.popitem(last=False)
+                self._used_bytes -= oldest.size_bytes
+
+    def claim(self, prediction_id: str) -> HeldFrame | None:
+        """Take the frame out, so that two dismissals cannot capture it twice; None when it is not held."""
+        with self._lock:
+            frame = self._frames.pop(prediction_id, None)
+            if frame is not None:
+                self._used_bytes -= frame.size_bytes
+            return frame
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory held now."""
+        with self._lock:
+            return self._used_bytes
+
+    def __len__(self) -> int:
+        """Return the number of frames held."""
+        with self._lock:
+            return len(self._frames)
+
+
+class PredictionLog:
+    """The newest predictions in order, bounded by count, readable from a cursor. Thread-safe."""
+
+    def __init__(self, max_predictions: int) -> None:
+        self._max = max_predictions
+        self._lock = threading.Lock()
+        self._order: deque[str] = deque()
+        self._by_id: dict[str, LivePrediction] = {}
+        self._newest_cursor = 0
+
+    def append(self, prediction: LivePrediction) -> None:
+        """Add the next prediction; its cursor follows the one before."""
+        with self._lock:
+            self._order.append(prediction.prediction_id)
+            self._by_id[prediction.prediction_id] = prediction
+            self._newest_cursor = prediction.cursor
+            if len(self._order) > self._max:
+                del self._by_id[self._order.popleft()]
+
+    def get(self, prediction_id: str) -> LivePrediction | None:
+        """Return the prediction, or None when it is unknown or too old."""
+        with self._lock:
+            return self._by_id.get(prediction_id)
+
+    def after(self, cursor: int, limit: int) -> list[LivePrediction]:
+        """Return up to `limit` predictions with a higher cursor, oldest first."""
+        with self._lock:
+            oldest = self._newest_cursor - len(self._order) + 1
+            start = max(0, cursor + 1 - oldest)
+            # Pollers read the end: walking from there keeps the lock short.
+            wanted = max(0, len(self._order) - start)
+            ids = list(islice(reversed(self._order), wanted))[::-1][:limit]
+            return [self._by_id[prediction_id] for prediction_id in ids]
+
+    def update_decision(self, prediction_id: str, decision: CaptureDecision) -> None:
+        """Say that a later event changed what the arms decided."""
+        with self._lock:
+            if (prediction := self._by_id.get(prediction_id)) is not None:
+                self._by_id[prediction_id] = replace(prediction, decision=decision)
+
+    @property
+    def newest_cursor(self) -> int:
+        """Cursor of the newest prediction; 0 before the first."""
+        with self._lock:
+            return self._newest_cursor

@@ -1,0 +1,86 @@
+"""The device's running totals. Only sums are stored, so the ledger's laws cannot be broken by a missed decrement."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from pydantic import Field
+
+from curate.contracts.document import Document
+from curate.contracts.telemetry import DeviceCounters
+
+
+class Totals(Document):
+    """What the device has counted over its life; also used for the difference one event makes.
+
+    Everything only grows. `frames_seen`, `pending` and `feedback_pending` follow from the rest.
+    """
+
+    frames_inferred: int = Field(default=0, ge=0)
+    frames_skipped: dict[str, int] = Field(default_factory=dict)
+    bytes_seen: int = Field(default=0, ge=0)
+    selected: int = Field(default=0, ge=0)
+    captured: dict[str, int] = Field(default_factory=dict)
+    dropped: dict[str, int] = Field(default_factory=dict)
+    spooled: int = Field(default=0, ge=0)
+    evicted: int = Field(default=0, ge=0)
+    acknowledged: int = Field(default=0, ge=0)
+    uploaded: int = Field(default=0, ge=0)
+    bytes_uploaded: int = Field(default=0, ge=0)
+    feedback_spooled: int = Field(default=0, ge=0)
+    feedback_acknowledged: int = Field(default=0, ge=0)
+
+    def plus(self, other: Totals) -> Totals:
+        """Return the sum, field by field and key by key."""
+        return Totals(**{name: _sum(getattr(self, name), getattr(other, name)) for name in Totals.model_fields})
+
+    @property
+    def pending(self) -> int:
+        """Captures that must still lie in the spool."""
+        return self.spooled - self.acknowledged - self.evicted
+
+    def counters(self) -> DeviceCounters:
+        """Return the wire form, with what follows from the totals filled in."""
+        return DeviceCounters(
+            **self.model_dump(),
+            frames_seen=self.frames_inferred + sum(self.frames_skipped.values()),
+            pending=self.pending,
+            feedback_pending=self.feedback_spooled - self.feedback_acknowledged,
+        )
+
+
+def _sum(left: Any, right: Any) -> Any:
+    if isinstance(left, dict):
+        return {key: left.get(key, 0) + right.get(key, 0) for key in (*left, *(k for k in right if k not in left))}
+    return left + right
+
+
+class Ledger:
+    """Thread-safe holder of the totals. The spool makes them durable; whoever sees an event adds it once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals = Totals()
+
+    def frame_inferred(self, encoded_bytes: int) -> None:
+        """Count a frame the model answered; `encoded_bytes` is what uploading it would have cost."""
+        self.add(Totals(frames_inferred=1, bytes_seen=encoded_bytes))
+
+    def frame_skipped(self, reason: str) -> None:
+        """Count a frame the model never saw. Call either this or `frame_inferred`, once a frame."""
+        self.add(Totals(frames_skipped={reason: 1}))
+
+    def add(self, change: Totals) -> None:
+        """Add one event's difference."""
+        with self._lock:
+            self._totals = self._totals.plus(change)
+
+    def totals(self) -> Totals:
+        """Return the totals of this moment."""
+        with self._lock:
+            return self._totals
+
+    def snapshot(self) -> DeviceCounters:
+        """Return the counters of this moment, in their wire form."""
+        return self.totals().counters()

@@ -1,0 +1,450 @@
+"""The durable queue of captures and feedback. The disk is the queue; memory only holds an index of it.
+
+One rename commits a capture. Each file carries the ledger's totals at its writing, so what was counted
+before the last durable write survives a kill; what was counted after it is lost together, and the laws
+of `DeviceCounters` hold at every instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from curate.contracts.capture import BatchRecord, CaptureRecord
+from curate.contracts.feedback import Feedback
+from curate.contracts.ids import BootId, DeviceId
+from curate.contracts.telemetry import DeviceCounters
+from curate.errors import ContractError
+from edge_agent.durable import persist_bytes, remove_files, seal
+from edge_agent.errors import CorruptFileError, SpoolUnavailableError
+from edge_agent.ledger import Ledger, Totals
+from edge_agent.retention import Held, capture_value, plan_eviction
+from edge_agent.spool_files import DISK_FULL_CODES, Batch, CaptureHeader, FeedbackHeader, SpoolFolder, SpoolState
+from edge_agent.spool_index import LONG_AGO, SpoolIndex
+from edge_agent.spool_recovery import Recovered, recover
+
+log = logging.getLogger(__name__)
+
+# Refusals of the system, not of the file: the file may be perfectly good.
+_PASSING_CODES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
+
+
+@dataclass(frozen=True)
+class SpoolLimits:
+    """Bounds of the spool and of its batches."""
+
+    max_bytes: int = 512 * 1024 * 1024
+    """Sum of the capture files."""
+    min_free_bytes: int = 32 * 1024 * 1024
+    """Room left on the disk for what makes room again (freezing, acknowledging) and for the rest of the agent."""
+    max_feedback: int = 10_000
+    """Feedback waiting on the device; more is refused."""
+    batch_max_captures: int = 32
+    batch_max_feedback: int = 256
+    batch_max_age_s: float = 10.0
+    """A batch is frozen when something has waited this long, full or not."""
+    max_batches: int = 16
+    """Frozen batches without an acknowledgement; what is frozen cannot be evicted."""
+
+
+class Spool:
+    """Thread-safe; one process a folder. One lock guards the index and serialises durable writes.
+
+    It is never held during network traffic; a put holds it for one fsynced write.
+    """
+
+    def __init__(
+        self,
+        folder: SpoolFolder,
+        limits: SpoolLimits,
+        ledger: Ledger,
+        *,
+        device_id: DeviceId | str,
+        boot_id: BootId | str,
+        monotonic: Callable[[], float],
+        recovered: Recovered,
+    ) -> None:
+        """Use `Spool.open`."""
+        self.device_id = DeviceId(device_id)
+        self.boot_id = BootId(boot_id)
+        self._folder = folder
+        self._limits = limits
+        self._ledger = ledger
+        self._monotonic = monotonic
+        self._lock = threading.RLock()
+        self._index = _index_of(recovered)
+        self._revision = recovered.revision
+        self._batch_sequence = 0
+        self._removing: tuple[Path, ...] = ()
+        self._persisted: Totals | None = None
+        self._quarantined = folder.count_quarantined()
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        limits: SpoolLimits,
+        ledger: Ledger,
+        *,
+        device_id: DeviceId | str,
+        boot_id: BootId | str,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Recover what a crash left, then open. Adds the recovered totals to the (new) ledger.
+
+        `boot_id` names this run of the process and must be new each time.
+
+        Raises:
+            SpoolUnavailableError: the folder cannot be used.
+        """
+        folder = SpoolFolder(root)
+        with _disk():
+            recovered = recover(folder)
+        ledger.add(recovered.totals)
+        spool = cls(
+            folder, limits, ledger, device_id=device_id, boot_id=boot_id, monotonic=monotonic, recovered=recovered
+        )
+        spool.persist()
+        return spool
+
+    # -- capture thread ------------------------------------------------------------------------------------
+
+    def put(self, draft: CaptureRecord, jpeg: bytes) -> bool:
+        """Keep a capture: True when it is durable, False when it was dropped (counted, with the reason)."""
+        with self._lock:
+            try:
+                reason = self._try_put(draft, jpeg)
+            except OSError as exc:
+                log.warning("a capture was dropped: %s", exc)
+                reason = "disk_full" if exc.errno in DISK_FULL_CODES else "disk_error"
+            if reason is not None:
+                self._ledger.add(Totals(selected=1, dropped={reason: 1}))
+        return reason is None
+
+    def _try_put(self, record: CaptureRecord, jpeg: bytes) -> str | None:
+        arms = [outcome.arm for outcome in record.arms if outcome.kept]
+        change = Totals(selected=1, spooled=1, captured={arm.value: 1 for arm in arms})
+        value = capture_value(arms)
+        raw = self._seal_capture(record, jpeg, change)
+        if self._folder.free_bytes() - len(raw) < self._limits.min_free_bytes:
+            return "disk_full"
+        evicted = self._make_room(len(raw), value)
+        if evicted is None:
+            return "spool_full"
+        if evicted:
+            raw = self._seal_capture(record, jpeg, change)  # the totals have moved on
+        sequence = self._ledger.totals().spooled + 1
+        self._persist_new(self._folder.capture_path(sequence), raw)
+        self._index.add_capture(
+            Held(sequence, len(raw), value),
+            prediction_id=record.prediction.prediction_id,
+            since_s=self._monotonic(),
+        )
+        self._ledger.add(change)
+        return None
+
+    def _seal_capture(self, record: CaptureRecord, jpeg: bytes, change: Totals) -> bytes:
+        totals = self._ledger.totals().plus(change)
+        return seal(CaptureHeader(revision=self._next_revision(), totals=totals, record=record).to_bytes(), jpeg)
+
+    def _make_room(self, incoming_bytes: int, value: int) -> int | None:
+        """Evict for a newcomer; return how many, or None when it may not come in."""
+        plan = plan_eviction(
+            self._index.evictable(),
+            used_bytes=self._index.used_bytes,
+            max_bytes=self._limits.max_bytes,
+            incoming_bytes=incoming_bytes,
+            incoming_value=value,
+        )
+        if plan.evict:
+            paths = [self._folder.capture_path(sequence) for sequence in plan.evict]
+            self._commit(Totals(evicted=len(plan.evict)), removing=paths)
+            self._index.remove_captures(plan.evict)
+            self._finish_removals()
+        return len(plan.evict) if plan.admit else None
+
+    def is_captured(self, prediction_id: str) -> bool:
+        """Return whether a frame of that prediction was kept lately. Takes no lock."""
+        return self._index.is_remembered(prediction_id)
+
+    # -- API thread ----------------------------------------------------------------------------------------
+
+    def put_feedback(self, feedback: Feedback) -> None:
+        """Keep a person's verdict; durable when it returns.
+
+        Raises:
+            SpoolUnavailableError: it was not kept; the person may try again.
+        """
+        with self._lock, _disk():
+            if self._index.feedback >= self._limits.max_feedback:
+                raise SpoolUnavailableError("too much feedback waits on this device", hint="check the uplink")
+            change = Totals(feedback_spooled=1)
+            totals = self._ledger.totals().plus(change)
+            header = FeedbackHeader(revision=self._next_revision(), totals=totals, feedback=feedback)
+            self._persist_new(self._folder.feedback_path(totals.feedback_spooled), seal(header.to_bytes()))
+            self._index.add_feedback(totals.feedback_spooled, since_s=self._monotonic())
+            self._ledger.add(change)
+
+    # -- sync thread ---------------------------------------------------------------------------------------
+
+    def persist(self) -> None:
+        """Make the totals of this moment durable, if they changed.
+
+        Raises:
+            SpoolUnavailableError: the disk refused.
+        """
+        with self._lock, _disk():
+            if self._removing:
+                self._finish_removals()
+            if self._ledger.totals() != self._persisted:
+                self._commit(Totals())
+
+    def freeze_batch(self, now: datetime) -> Batch | None:
+        """Freeze the oldest waiting captures and feedback into a batch, durably; None when nothing is due.
+
+        A file that is gone or fails its checksum goes to quarantine and the batch goes on without it.
+
+        Raises:
+            SpoolUnavailableError: the disk refused; nothing is frozen.
+        """
+        limits = self._limits
+        with self._lock, _disk():
+            due = self._index.is_due(
+                now_s=self._monotonic(), max_captures=limits.batch_max_captures, max_age_s=limits.batch_max_age_s
+            )
+            if not due or len(self._index.batches) >= limits.max_batches:
+                return None
+            waiting = self._index.oldest(max_captures=limits.batch_max_captures, max_feedback=limits.batch_max_feedback)
+            captures = self._load_records(waiting[0])
+            feedback = self._load_feedback(waiting[1])
+            return self._freeze(now, captures, feedback) if captures or feedback else None
+
+    def _freeze(self, now: datetime, captures: Mapping[int, CaptureRecord], feedback: Mapping[int, Feedback]) -> Batch:
+        sequence = self._batch_sequence + 1
+        record = BatchRecord(
+            device_id=self.device_id,
+            boot_id=self.boot_id,
+            sequence=sequence,
+            created_at=now,
+            captures=list(captures.values()),
+            feedback=list(feedback.values()),
+            counters=self._ledger.snapshot(),
+        )
+        batch = Batch(self._next_revision(), self.boot_id, sequence, tuple(captures), tuple(feedback))
+        self._folder.persist_batch(batch, record.to_bytes())
+        self._batch_sequence = sequence
+        self._index.freeze(batch)
+        return batch
+
+    def _load_records(self, sequences: Sequence[int]) -> dict[int, CaptureRecord]:
+        loaded = {sequence: self.load_capture(sequence) for sequence in sequences}
+        return {sequence: found[0] for sequence, found in loaded.items() if found is not None}
+
+    def _load_feedback(self, sequences: Sequence[int]) -> dict[int, Feedback]:
+        loaded = {}
+        for sequence in sequences:
+            path = self._folder.feedback_path(sequence)
+            with self._setting_aside(path, partial(self._index.remove_feedback, [sequence])):
+                loaded[sequence] = self._folder.load_feedback(sequence)
+        return loaded
+
+    def load_capture(self, sequence: int) -> tuple[CaptureRecord, bytes] | None:
+        """Return (record, jpeg), or None when the file is bad: it is then in quarantine and counted as evicted.
+
+        Raises:
+            SpoolUnavailableError: the system or the disk refused; the file may be good.
+        """
+        if self._index.holds(sequence):
+            with self._setting_aside(self._folder.capture_path(sequence), partial(self._lose_capture, sequence)):
+                return self._folder.load_capture(sequence)
+        return None
+
+    def _lose_capture(self, sequence: int) -> None:
+        self._ledger.add(Totals(evicted=self._index.remove_captures([sequence])))
+        self._commit(Totals())
+
+    def outstanding(self) -> list[Batch]:
+        """Return the batches whose upload is not known to be complete, oldest first."""
+        with self._lock:
+            return [batch for batch in self._index.batches.values() if batch.name not in self._index.uploaded_batches]
+
+    def unacknowledged(self) -> list[Batch]:
+        """Return every frozen batch, oldest first."""
+        with self._lock:
+            return list(self._index.batches.values())
+
+    def load_batch_record(self, batch: Batch) -> bytes | None:
+        """Return the commit record's exact bytes, or None when its file is bad.
+
+        It is then in quarantine and what it named waits again, for another batch.
+
+        Raises:
+            SpoolUnavailableError: the system refused; the file may be good.
+        """
+        if batch.name in self._index.batches:
+            with self._setting_aside(self._folder.batch_path(batch), partial(self._index.thaw, batch)):
+                return self._folder.load_batch_record(batch)
+        return None
+
+    @contextlib.contextmanager
+    def _setting_aside(self, path: Path, forget: Callable[[], None]) -> Iterator[None]:
+        """Send the file to quarantine if reading it in the body fails: one bad file blocks nothing else."""
+        try:
+            yield
+        except (CorruptFileError, ContractError, OSError) as exc:
+            with self._lock, _disk():
+                if isinstance(exc, OSError) and exc.errno in _PASSING_CODES:
+                    raise
+                self._folder.set_aside(path, str(exc))
+                self._quarantined += 1
+                forget()
+
+    def mark_uploaded(self, batch: Batch) -> None:
+        """Record that the bucket has the batch's commit record; each capture counts once in its life.
+
+        Raises:
+            SpoolUnavailableError: the disk refused; mark again after the next (harmless) upload.
+        """
+        with self._lock, _disk():
+            index = self._index
+            if batch.name in index.batches and batch.name not in index.uploaded_batches:
+                fresh = index.not_yet_uploaded([batch])
+                self._commit(
+                    Totals(uploaded=len(fresh)),
+                    uploaded_batches=index.uploaded_batches | {batch.name},
+                    uploaded_captures=index.uploaded_captures | fresh,
+                )
+
+    def add_bytes_uploaded(self, size_bytes: int) -> None:
+        """Count bytes sent to the bucket, retries included."""
+        self._ledger.add(Totals(bytes_uploaded=size_bytes))
+
+    def acknowledge(self, through: Mapping[str, int]) -> int:
+        """Delete what the cloud has durably taken: for each boot, batches up to that sequence.
+
+        Counting and the intent to remove are one durable write, so a crash counts nothing twice.
+        A batch whose upload was not known to have arrived has arrived. Returns how many batches went.
+
+        Raises:
+            SpoolUnavailableError: the disk refused; nothing was counted.
+        """
+        with self._lock, _disk():
+            leaving = self._index.departure(through)
+            if not leaving.batches:
+                return 0
+            self._commit(
+                Totals(
+                    acknowledged=len(leaving.captures),
+                    uploaded=leaving.newly_uploaded,
+                    feedback_acknowledged=len(leaving.feedback),
+                ),
+                removing=[
+                    *(self._folder.batch_path(batch) for batch in leaving.batches),
+                    *(self._folder.capture_path(sequence) for sequence in sorted(leaving.captures)),
+                    *(self._folder.feedback_path(sequence) for sequence in sorted(leaving.feedback)),
+                ],
+                uploaded_batches=self._index.uploaded_batches - {batch.name for batch in leaving.batches},
+                uploaded_captures=self._index.uploaded_captures - leaving.captures,
+            )
+            self._index.forget(leaving)
+            self._finish_removals()
+            return len(leaving.batches)
+
+    # -- anyone --------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> DeviceCounters:
+        """Return the counters of this moment; their `pending` agrees with the files held."""
+        with self._lock:
+            return self._ledger.snapshot()
+
+    @property
+    def held_captures(self) -> int:
+        """Captures on the device; always equal to the counter `pending`."""
+        return self._index.captures
+
+    @property
+    def quarantined(self) -> int:
+        """Files set aside, over the spool's life."""
+        return self._quarantined
+
+    # -- durable writes, under the lock --------------------------------------------------------------------
+
+    def _next_revision(self) -> int:
+        self._revision += 1
+        return self._revision
+
+    def _persist_new(self, path: Path, raw: bytes) -> None:
+        try:
+            persist_bytes(path, raw)
+        except OSError:
+            # Renamed but perhaps not durable: the caller reports a failure, so the file must not turn up later.
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+
+    def _commit(
+        self,
+        change: Totals,
+        *,
+        removing: Sequence[Path] = (),
+        uploaded_batches: frozenset[str] | None = None,
+        uploaded_captures: frozenset[int] | None = None,
+    ) -> None:
+        """Write the state with the change in it; only then change memory."""
+        index = self._index
+        batches = index.uploaded_batches if uploaded_batches is None else uploaded_batches
+        captures = index.uploaded_captures if uploaded_captures is None else uploaded_captures
+        leaving = (*self._removing, *removing)
+        totals = self._ledger.totals().plus(change)
+        self._folder.persist_state(
+            SpoolState(
+                revision=self._next_revision(),
+                totals=totals,
+                removing=[path.relative_to(self._folder.root).as_posix() for path in leaving],
+                uploaded_batches=sorted(batches),
+                uploaded_captures=sorted(captures),
+            )
+        )
+        self._ledger.add(change)
+        self._persisted = totals
+        index.uploaded_batches, index.uploaded_captures, self._removing = batches, captures, leaving
+
+    def _finish_removals(self) -> None:
+        try:
+            remove_files(self._removing)
+        except OSError as exc:
+            log.warning("counted files could not be removed yet: %s", exc)
+            return
+        self._removing = ()
+
+
+def _index_of(recovered: Recovered) -> SpoolIndex:
+    index = SpoolIndex()
+    for found in recovered.captures:
+        # What waited in an earlier process has waited long enough.
+        index.add_capture(found.held, prediction_id=found.prediction_id, since_s=LONG_AGO)
+    for sequence in recovered.feedback:
+        index.add_feedback(sequence, since_s=LONG_AGO)
+    for batch in recovered.batches:
+        index.freeze(batch)
+    index.uploaded_batches = recovered.uploaded_batches
+    index.uploaded_captures = recovered.uploaded_captures
+    return index
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    """Turn the disk's refusals into the agent's."""
+    try:
+        yield
+    except OSError as exc:
+        raise SpoolUnavailableError(f"the spool's disk refused: {exc}") from exc

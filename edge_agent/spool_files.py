@@ -1,0 +1,217 @@
+"""The spool's folder: which file says what, and how each is written, read, removed or set aside."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import Field
+
+from curate.contracts.capture import CaptureRecord
+from curate.contracts.document import Document
+from curate.contracts.feedback import Feedback
+from edge_agent.durable import TEMPORARY_SUFFIX, persist_bytes, seal, sync_folder, unseal
+from edge_agent.ledger import Totals
+
+log = logging.getLogger(__name__)
+
+CAPTURE_SUFFIX = ".capture"
+FEEDBACK_SUFFIX = ".feedback"
+BATCH_SUFFIX = ".batch"
+REASON_SUFFIX = ".reason"
+DISK_FULL_CODES = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Snapshot(Document):
+    """The ledger at the moment a file was written. The highest revision on disk is the newest truth."""
+
+    revision: int = Field(ge=1)
+    totals: Totals
+
+
+class CaptureHeader(Snapshot):
+    """Header of a `.capture` file, with the totals after this capture; the payload is its JPEG."""
+
+    record: CaptureRecord
+
+
+class FeedbackHeader(Snapshot):
+    """Header of a `.feedback` file, with the totals after this feedback; no payload."""
+
+    feedback: Feedback
+
+
+class BatchHeader(Document):
+    """Header of a `.batch` file; the payload is the commit record's exact bytes, the same at every retry."""
+
+    revision: int = Field(ge=1)
+    boot_id: str
+    sequence: int = Field(ge=1)
+    captures: list[int]
+    feedback: list[int]
+
+
+class SpoolState(Snapshot):
+    """The `state` file: totals, and what cannot be told from the other files."""
+
+    removing: list[str] = Field(default_factory=list)
+    """Files already counted as acknowledged or evicted. Recovery removes them without counting again."""
+    uploaded_batches: list[str] = Field(default_factory=list)
+    uploaded_captures: list[int] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A frozen batch: its bytes never change again. `name` is unique on this device."""
+
+    revision: int
+    boot_id: str
+    sequence: int
+    captures: tuple[int, ...]
+    feedback: tuple[int, ...]
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.boot_id}-{self.sequence:08d}")
+
+
+@dataclass(frozen=True)
+class SpoolFolder:
+    """Paths and file operations below one root. Not thread-safe; the spool serialises."""
+
+    root: Path
+
+    def create(self) -> None:
+        """Make the folders and remove what a crash left half-written."""
+        for folder in self._folders():
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+                log.info("removed a half-written file: %s", leftover.name)
+                leftover.unlink()
+        sync_folder(self.root)
+
+    def _folders(self) -> tuple[Path, ...]:
+        return (self.root, self.captures, self.feedback, self.outbox, self.quarantine)
+
+    @property
+    def captures(self) -> Path:
+        """Folder of `.capture` files."""
+        return self.root / "captures"
+
+    @property
+    def feedback(self) -> Path:
+        """Folder of `.feedback` files."""
+        return self.root / "feedback"
+
+    @property
+    def outbox(self) -> Path:
+        """Folder of `.batch` files."""
+        return self.root / "outbox"
+
+    @property
+    def quarantine(self) -> Path:
+        """Folder of what will never upload, each with a `.reason` beside it."""
+        return self.root / "quarantine"
+
+    @property
+    def state(self) -> Path:
+        """The state file."""
+        return self.root / "state"
+
+    def capture_path(self, sequence: int) -> Path:
+        """File of the capture with that device-lifetime number."""
+        return self.captures / f"{sequence:012d}{CAPTURE_SUFFIX}"
+
+    def feedback_path(self, sequence: int) -> Path:
+        """File of the feedback with that device-lifetime number."""
+        return self.feedback / f"{sequence:012d}{FEEDBACK_SUFFIX}"
+
+    def batch_path(self, batch: Batch) -> Path:
+        """File of a frozen batch."""
+        return self.outbox / f"{batch.name}{BATCH_SUFFIX}"
+
+    def numbered(self, folder: Path, suffix: str) -> Iterator[tuple[int, Path]]:
+        """Yield (number, path) of the folder's files in order of number; other names are left alone."""
+        found = [(path.stem, path) for path in folder.glob(f"*{suffix}")]
+        yield from sorted((int(stem), path) for stem, path in found if stem.isascii() and stem.isdigit())
+
+    def load_capture(self, sequence: int) -> tuple[CaptureRecord, bytes]:
+        """Return (record, jpeg) after proving the checksums.
+
+        Raises:
+            CorruptFileError: the file does not say what was written.
+            OSError: the file is gone or cannot be read.
+        """
+        header, jpeg = unseal(self.capture_path(sequence).read_bytes())
+        return CaptureHeader.from_bytes(header).record, jpeg
+
+    def load_feedback(self, sequence: int) -> Feedback:
+        """Return the feedback after proving the checksum; raises as `load_capture`."""
+        header, _ = unseal(self.feedback_path(sequence).read_bytes())
+        return FeedbackHeader.from_bytes(header).feedback
+
+    def load_batch_record(self, batch: Batch) -> bytes:
+        """Return the commit record's exact bytes; raises as `load_capture`."""
+        _, record = unseal(self.batch_path(batch).read_bytes())
+        return record
+
+    def load_state(self) -> SpoolState | None:
+        """Return the state, or None before the first; raises as `load_capture`."""
+        try:
+            header, _ = unseal(self.state.read_bytes())
+        except FileNotFoundError:
+            return None
+        return SpoolState.from_bytes(header)
+
+    def persist_state(self, state: SpoolState) -> None:
+        """Write the state.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        persist_bytes(self.state, seal(state.to_bytes()))
+
+    def persist_batch(self, batch: Batch, record: bytes) -> None:
+        """Write a frozen batch.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        header = BatchHeader(
+            revision=batch.revision,
+            boot_id=batch.boot_id,
+            sequence=batch.sequence,
+            captures=list(batch.captures),
+            feedback=list(batch.feedback),
+        )
+        persist_bytes(self.batch_path(batch), seal(header.to_bytes(), record))
+
+    def free_bytes(self) -> int:
+        """Return the room left on the disk for this user."""
+        return shutil.disk_usage(self.root).free
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Move a file into quarantine with its reason. A file that is gone leaves only the reason; never raises."""
+        name = path.name
+        while (self.quarantine / f"{name}{REASON_SUFFIX}").exists():
+            name = f"again-{name}"
+        log.error("quarantined %s: %s", path.name, reason)
+        try:
+            os.replace(path, self.quarantine / name)  # noqa: PTH105 - as in durable
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            log.warning("%s could not be moved to quarantine: %s", path.name, exc)
+        try:
+            persist_bytes(self.quarantine / f"{name}{REASON_SUFFIX}", f"{reason}\n".encode())
+        except OSError as exc:
+            log.warning("the reason for %s was not saved: %s", path.name, exc)
+
+    def count_quarantined(self) -> int:
+        """Return how many files were set aside and still are."""
+        return sum(1 for _ in self.quarantine.glob(f"*{REASON_SUFFIX}"))

@@ -1,0 +1,159 @@
+"""What the spool's folder says after a crash, made consistent. The files are the truth; the totals follow them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from curate.contracts.document import Document
+from curate.errors import ContractError
+from edge_agent.durable import load_header, remove_files
+from edge_agent.errors import CorruptFileError
+from edge_agent.ledger import Totals
+from edge_agent.retention import Held, capture_value
+from edge_agent.spool_files import (
+    BATCH_SUFFIX,
+    CAPTURE_SUFFIX,
+    FEEDBACK_SUFFIX,
+    Batch,
+    BatchHeader,
+    CaptureHeader,
+    FeedbackHeader,
+    Snapshot,
+    SpoolFolder,
+    SpoolState,
+)
+
+log = logging.getLogger(__name__)
+
+HeaderT = TypeVar("HeaderT", bound=Document)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One capture found in the folder."""
+
+    held: Held
+    prediction_id: str
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The folder's content, with totals that obey the ledger's laws."""
+
+    revision: int
+    totals: Totals
+    captures: tuple[Found, ...]
+    feedback: tuple[int, ...]
+    batches: tuple[Batch, ...]
+    uploaded_batches: frozenset[str]
+    uploaded_captures: frozenset[int]
+
+
+def recover(folder: SpoolFolder) -> Recovered:
+    """Finish what a crash interrupted and read what is left; a bad file goes to quarantine and stops nothing.
+
+    Raises:
+        OSError: the folder itself cannot be used.
+    """
+    folder.create()
+    state = _load_state(folder)
+    remove_files(folder.root / name for name in state.removing)
+    captures, bad_captures = _load_numbered(folder, folder.captures, CAPTURE_SUFFIX, CaptureHeader)
+    feedback, bad_feedback = _load_numbered(folder, folder.feedback, FEEDBACK_SUFFIX, FeedbackHeader)
+    batches = tuple(sorted(_load_batches(folder), key=lambda batch: batch.revision))
+    newest: Snapshot = max([state, *captures.values(), *feedback.values()], key=lambda snapshot: snapshot.revision)
+    # A number above the newest truth belongs to a put that was reported as failed but left its file.
+    _remove_above(newest.totals.spooled, captures, folder.capture_path)
+    _remove_above(newest.totals.feedback_spooled, feedback, folder.feedback_path)
+    return Recovered(
+        revision=max([newest.revision, *(batch.revision for batch in batches)]),
+        totals=reconcile(
+            newest.totals,
+            captures=len(captures),
+            feedback=len(feedback),
+            highest_capture=max(
+                [*captures, *bad_captures, *(n for batch in batches for n in batch.captures)], default=0
+            ),
+            highest_feedback=max(
+                [*feedback, *bad_feedback, *(n for batch in batches for n in batch.feedback)], default=0
+            ),
+        ),
+        captures=tuple(_found(folder, sequence, header) for sequence, header in captures.items()),
+        feedback=tuple(feedback),
+        batches=batches,
+        uploaded_batches=frozenset(state.uploaded_batches) & {batch.name for batch in batches},
+        uploaded_captures=frozenset(state.uploaded_captures) & captures.keys(),
+    )
+
+
+def reconcile(totals: Totals, *, captures: int, feedback: int, highest_capture: int, highest_feedback: int) -> Totals:
+    """Return totals that agree with what lies in the folder: how many good files, up to which number. Pure.
+
+    A capture the totals expect and the folder lacks (unreadable, lost by the disk) counts as evicted. Files
+    the totals never heard of (the newest file is unreadable, the state was lost) count as selected and
+    spooled. Feedback that is lost stays pending for ever: it was never delivered and the number says so.
+    """
+    unheard = max(highest_capture - totals.spooled, captures - totals.pending, 0)
+    pending_feedback = totals.feedback_spooled - totals.feedback_acknowledged
+    unheard_feedback = max(highest_feedback - totals.feedback_spooled, feedback - pending_feedback, 0)
+    totals = totals.plus(Totals(selected=unheard, spooled=unheard, feedback_spooled=unheard_feedback))
+    return totals.plus(Totals(evicted=totals.pending - captures))
+
+
+def _load_state(folder: SpoolFolder) -> SpoolState:
+    try:
+        state = folder.load_state()
+    except (CorruptFileError, ContractError) as exc:
+        folder.set_aside(folder.state, str(exc))
+        state = None
+    return state or SpoolState(revision=1, totals=Totals())
+
+
+def _load_numbered(
+    folder: SpoolFolder, where: Path, suffix: str, kind: type[HeaderT]
+) -> tuple[dict[int, HeaderT], set[int]]:
+    """Return the readable headers by number, and the numbers of what went to quarantine."""
+    headers: dict[int, HeaderT] = {}
+    bad: set[int] = set()
+    for sequence, path in folder.numbered(where, suffix):
+        header = _load(folder, path, kind)
+        if header is None:
+            bad.add(sequence)
+        else:
+            headers[sequence] = header
+    return headers, bad
+
+
+def _load_batches(folder: SpoolFolder) -> Iterator[Batch]:
+    for path in folder.outbox.glob(f"*{BATCH_SUFFIX}"):
+        header = _load(folder, path, BatchHeader)
+        if header is not None:
+            yield Batch(
+                header.revision, header.boot_id, header.sequence, tuple(header.captures), tuple(header.feedback)
+            )
+
+
+def _load(folder: SpoolFolder, path: Path, kind: type[HeaderT]) -> HeaderT | None:
+    try:
+        return kind.from_bytes(load_header(path))
+    except (CorruptFileError, ContractError, OSError) as exc:
+        folder.set_aside(path, str(exc))
+        return None
+
+
+def _remove_above(limit: int, found: dict[int, HeaderT], path_of: Callable[[int], Path]) -> None:
+    above = [sequence for sequence in found if sequence > limit]
+    for sequence in above:
+        log.info("removed the leftover of a failed write: %s", path_of(sequence).name)
+        del found[sequence]
+    remove_files(path_of(sequence) for sequence in above)
+
+
+def _found(folder: SpoolFolder, sequence: int, header: CaptureHeader) -> Found:
+    value = capture_value(outcome.arm for outcome in header.record.arms if outcome.kept)
+    size_bytes = folder.capture_path(sequence).stat().st_size
+    return Found(Held(sequence, size_bytes, value), header.record.prediction.prediction_id)

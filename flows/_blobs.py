@@ -1,0 +1,67 @@
+"""Fetching many blobs at once, and model files by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from curate.errors import BlobNotFoundError, TrustError
+from curate.storage.ports import BlobStore
+
+PARALLEL_FETCHES = 8
+MAX_IMAGE_BYTES = 32 * 1024 * 1024
+
+
+def fetch_images(store: BlobStore, keys: Sequence[str]) -> list[bytes]:
+    """Fetch images in the order of the keys.
+
+    Raises:
+        BlobNotFoundError: an admitted image is gone from the bucket.
+        StorageUnavailableError: the bucket cannot be reached.
+    """
+    with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
+        return list(pool.map(lambda key: store.get(key, max_bytes=MAX_IMAGE_BYTES), keys))
+
+
+def fetch_images_if_there(store: BlobStore, keys: Sequence[str]) -> dict[str, bytes]:
+    """Fetch what is there; a missing image has no entry."""
+
+    def fetch(key: str) -> bytes | None:
+        try:
+            return store.get(key, max_bytes=MAX_IMAGE_BYTES)
+        except BlobNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
+        found = zip(keys, pool.map(fetch, keys), strict=True)
+        return {key: data for key, data in found if data is not None}
+
+
+def put_model_file(store: BlobStore, name: str, data: bytes) -> str:
+    """Write a model file under a content-addressed key and return the key."""
+    key = f"models/{hashlib.sha256(data).hexdigest()}.{name}"
+    if store.size(key) != len(data):
+        store.put(key, data)
+    return key
+
+
+def fetch_model_file(store: BlobStore, key: str, cache_dir: Path) -> Path:
+    """Return a local copy of a model file, fetched once.
+
+    Raises:
+        TrustError: the bucket holds other bytes than the key says.
+    """
+    path = cache_dir / Path(key).name
+    digest = path.name.partition(".")[0]
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+        return path
+    data = store.get(key)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise TrustError(f"{key} does not hold what its name says", hint="restore the bucket or train again")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+    return path

@@ -1,0 +1,98 @@
+"""Make the trained candidate fit for a device: one ONNX file, int8, with its golden answers and what it cost in accuracy."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from curate.catalog.images import decode_images
+from numpy.typing import NDArray
+from prefect import flow
+
+from curate.catalog.models import ModelRow, SampleStatus, Split
+from curate.compression.export import export_onnx
+from curate.compression.golden import build_golden
+from curate.compression.inference import OnnxClassifier, measure_latency
+from curate.compression.parity import evaluate_parity
+from curate.compression.quantize import quantize_int8
+from curate.training.classifier import load_classifier
+from flows._blobs import fetch_images, fetch_model_file, put_model_file
+from flows._stage import stage_task
+from flows._wiring import Services, services
+from flows.train_candidate import load_split
+
+MAX_CALIBRATION_IMAGES = 256
+MAX_PARITY_IMAGES = 512
+
+
+@flow(name="compress-candidate")
+def compress_candidate(model_id: str) -> dict[str, Any]:
+    """Export, quantise and measure the candidate; return its metrics."""
+    return compress(model_id)
+
+
+@stage_task("export, quantise, measure")
+def compress(model_id: str) -> dict[str, Any]:
+    """Write the int8 and float files and the golden answers beside the weights. A compressed model stays as it is."""
+    wired = services()
+    model = wired.catalog.require_model(model_id)
+    if "int8" in model.artifacts:
+        return model.metrics
+    calibration, probe = _field_images(wired, model)
+    weights = fetch_model_file(wired.store, model.artifacts["weights"], wired.settings.cache_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        float_path, int8_path = Path(folder) / "model-float.onnx", Path(folder) / "model-int8.onnx"
+        export_onnx(load_classifier(weights), float_path)
+        quantised = quantize_int8(float_path, calibration, int8_path)
+        metrics = _measure(float_path, int8_path, probe)
+        files = {
+            "float": ("model-float.onnx", float_path.read_bytes()),
+            "int8": ("model-int8.onnx", int8_path.read_bytes()),
+            "golden": ("golden.npz", build_golden(int8_path, probe)),
+        }
+    artifacts = {role: put_model_file(wired.store, name, data) for role, (name, data) in files.items()}
+    return wired.catalog.update_model(
+        model_id,
+        artifacts={**model.artifacts, **artifacts},
+        metrics={**model.metrics, **metrics, "quantisation": asdict(quantised)},
+    ).metrics
+
+
+def _measure(float_path: Path, int8_path: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
+    parity = evaluate_parity(
+        OnnxClassifier(float_path, threads=2).predict(images).probabilities,
+        OnnxClassifier(int8_path, threads=2).predict(images).probabilities,
+    )
+    return {
+        "float_bytes": float_path.stat().st_size,
+        "int8_bytes": int8_path.stat().st_size,
+        "float_p50_ms": measure_latency(float_path, images[0]),
+        "int8_p50_ms": measure_latency(int8_path, images[0]),
+        "parity_top1": parity.top1_agreement,
+        "parity_mean_kl": parity.mean_kl,
+        "parity_images": parity.n,
+    }
+
+
+def _field_images(wired: Services, model: ModelRow) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images to calibrate on and, disjoint from them, images to measure parity on.
+
+    What the field looks like now calibrates best, so the newest unlabelled captures come first; the labelled training
+    images fill up while there are none.
+    """
+    pool = sorted(wired.catalog.samples(status=SampleStatus.POOL), key=lambda s: s.captured_at, reverse=True)
+    rng = np.random.default_rng(model.round_number)
+    wanted = MAX_CALIBRATION_IMAGES + MAX_PARITY_IMAGES
+    recent = pool[: 4 * wanted]
+    chosen = [recent[i] for i in rng.permutation(len(recent))[:wanted]]
+    spec = wired.settings.labels
+    encoded = fetch_images(wired.store, [sample.image_key for sample in chosen])
+    images = decode_images(zip((s.sample_id for s in chosen), encoded, strict=True), spec.height, spec.width)
+    if len(images) < wanted:
+        labelled = load_split(wired, wired.catalog.require_dataset_version(model.dataset_version), Split.TRAIN).images
+        images = np.concatenate([images, labelled[rng.permutation(len(labelled))]])[:wanted]
+    cut = min(MAX_CALIBRATION_IMAGES, len(images) // 2)
+    return images[:cut], images[cut:]

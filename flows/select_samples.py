@@ -1,0 +1,96 @@
+"""Choose the samples of a round: the few that are worth a person's minute."""
+
+from __future__ import annotations
+
+import numpy as np
+from prefect import flow, get_run_logger
+
+from curate.catalog.models import ModelRow, Sample, SampleStatus, SelectedRow, SelectionRole, Split
+from curate.catalog.splits import assign_groups
+from curate.errors import SelectionError
+from curate.selection.base import CandidatePool, LabelledSet, Selection
+from curate.selection.batch import select_batch
+from flows._embedding import view_samples
+from flows._stage import stage_task
+from flows._wiring import Services, services
+
+
+@flow(name="select-samples")
+def select_samples(round_number: int) -> int:
+    """Choose the round's samples, queue them, and return how many there are."""
+    return choose_samples(round_number)
+
+
+@stage_task("choose samples")
+def choose_samples(round_number: int) -> int:
+    """Gather pool and labelled set, decide, persist. A round that has its selection keeps it."""
+    wired = services()
+    existing = wired.catalog.selection(round_number)
+    if existing:
+        return len(existing)
+    current = wired.catalog.round(round_number)
+    incumbent = wired.catalog.released_model()
+    if incumbent is None:
+        raise SelectionError("nothing is released yet", hint="start with `gleaner import` and a first round")
+    pool, labelled = gather_candidates(wired, incumbent)
+    selection = select_batch(pool, labelled, wired.settings.selection, current.budget, current.seed + round_number)
+    wired.catalog.save_selection(round_number, _rows(round_number, selection))
+    for note in selection.notes:
+        get_run_logger().info(note)
+    return len(selection.items)
+
+
+def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePool, LabelledSet]:
+    """Everything that may be asked and everything that was, seen through the incumbent."""
+    samples = sorted(wired.catalog.samples(), key=lambda sample: sample.sample_id)
+    asked = [sample for sample in samples if sample.status in (SampleStatus.LABELLED, SampleStatus.QUEUED)]
+    free = [sample for sample in samples if sample.status is SampleStatus.POOL]
+    views = view_samples(wired, incumbent, [*asked, *free])
+    groups = assign_groups([*asked, *free], {}, wired.settings.split.block_s)
+    dataset = wired.catalog.latest_dataset_version()
+    testing = {item.sample_id for item in dataset.items if item.split is Split.TEST} if dataset else set()
+    labelled = LabelledSet(
+        ids=tuple(sample.sample_id for sample in asked),
+        embeddings=views.embeddings[: len(asked)],
+        groups=tuple(groups[sample.sample_id] for sample in asked),
+        held_out=np.array([sample.sample_id in testing for sample in asked], np.bool_),
+    )
+    evidence = wired.catalog.dismissed_samples()
+    pool = CandidatePool(
+        ids=tuple(sample.sample_id for sample in free),
+        embeddings=views.embeddings[len(asked) :],
+        probabilities=views.probabilities[len(asked) :],
+        devices=tuple(sample.device_id for sample in free),
+        cameras=tuple(sample.camera_id for sample in free),
+        groups=tuple(groups[sample.sample_id] for sample in free),
+        random_probability=np.array([_auditable(sample, incumbent) for sample in free], np.float64),
+        feedback=np.array([DISMISSAL_EVIDENCE * (sample.sample_id in evidence) for sample in free], np.float64),
+    )
+    return pool, labelled
+
+
+DISMISSAL_EVIDENCE = 0.5
+"""About P(prediction wrong | dismissed) for imperfect users; learned per device in a later version."""
+
+
+def _auditable(sample: Sample, incumbent: ModelRow) -> float:
+    """Random-arm probability of a capture that can tell about the incumbent, NaN for the others."""
+    told = sample.release_id == incumbent.release_id and sample.random_probability is not None
+    return float(sample.random_probability or np.nan) if told else float("nan")
+
+
+def _rows(round_number: int, selection: Selection) -> list[SelectedRow]:
+    return [
+        SelectedRow(
+            round_number=round_number,
+            sample_id=item.sample_id,
+            rank=item.rank,
+            role=SelectionRole(item.role.value),
+            utility=item.utility,
+            inclusion_probability=item.inclusion_probability,
+            reasons=item.reasons,
+            cluster=item.cluster,
+            stands_for=item.stands_for,
+        )
+        for item in selection.items
+    ]

@@ -1,0 +1,144 @@
+"""Turn the labels into an immutable dataset version, and the dataset version into a trained candidate."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from curate.annotation.agreement import consensus
+from curate.catalog.images import decode_images
+from prefect import flow, get_run_logger
+
+from curate.catalog.models import (
+    AnnotationRow,
+    DatasetItem,
+    DatasetVersion,
+    ModelRow,
+    ModelStatus,
+    Sample,
+    SampleStatus,
+    Split,
+)
+from curate.catalog.splits import LabelledSample, assign_groups, plan_splits
+from curate.selection.diversity import near_duplicate_clusters
+from curate.training.classifier import TrainedClassifier, persist_classifier
+from curate.training.data import LabelledImages
+from curate.training.trainer import EpochReport, train_classifier
+from flows._blobs import fetch_images, put_model_file
+from flows._embedding import view_samples
+from flows._stage import stage_task
+from flows._wiring import Services, services
+
+
+@flow(name="train-candidate")
+def train_candidate(round_number: int) -> str:
+    """Train the round's candidate and return its model id."""
+    version = build_dataset(round_number)
+    return train_on(round_number, version)
+
+
+@stage_task("build dataset version")
+def build_dataset(round_number: int) -> str:
+    """Gather the labels, plan the splits, persist the version; the same labels give the same version."""
+    wired = services()
+    previous = wired.catalog.latest_dataset_version(before_round=round_number)
+    labelled = _labelled_samples(wired)
+    items = plan_splits(previous, labelled, wired.settings.split, wired.settings.round.seed)
+    return wired.catalog.save_dataset_version(items, round_number, datetime.now(UTC)).version
+
+
+@stage_task("train")
+def train_on(round_number: int, version: str) -> str:
+    """Train on the version's train split, calibrate on its validation split, persist the weights."""
+    wired = services()
+    model_id = f"m{round_number:04d}-{version[:10]}"
+    if wired.catalog.model(model_id) is not None:
+        return model_id
+    dataset = wired.catalog.dataset_version(version)
+    train, validation = (load_split(wired, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
+    trained = train_classifier(
+        train,
+        validation,
+        wired.settings.labels.class_names,
+        wired.settings.training,
+        seed=wired.settings.round.seed + round_number,
+        on_epoch=_log_epoch,
+    )
+    wired.catalog.save_model(
+        ModelRow(
+            model_id=model_id,
+            round_number=round_number,
+            dataset_version=version,
+            created_at=datetime.now(UTC),
+            status=ModelStatus.CANDIDATE,
+            artifacts={"weights": put_model_file(wired.store, "weights.safetensors", classifier_bytes(trained))},
+            metrics={"train_labels": len(train), "validation_labels": len(validation), **trained.metadata.validation},
+        )
+    )
+    return model_id
+
+
+def load_split(wired: Services, dataset: DatasetVersion, split: Split) -> LabelledImages:
+    """Fetch and decode the images of one split, labels as class indices."""
+    return load_items(wired, [item for item in dataset.items if item.split is split])
+
+
+def load_items(wired: Services, items: Sequence[DatasetItem]) -> LabelledImages:
+    """Fetch and decode the items' images, labels as class indices."""
+    spec = wired.settings.labels
+    encoded = zip((i.sample_id for i in items), fetch_images(wired.store, [i.image_key for i in items]), strict=True)
+    images = decode_images(encoded, spec.height, spec.width)
+    return LabelledImages(images, np.array([spec.class_names.index(i.label["class"]) for i in items], np.int64))
+
+
+def classifier_bytes(model: TrainedClassifier) -> bytes:
+    """Serialise the classifier as safetensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        persist_classifier(model, path)
+        return path.read_bytes()
+
+
+def _labelled_samples(wired: Services) -> list[LabelledSample]:
+    samples = wired.catalog.samples(status=SampleStatus.LABELLED)
+    roles = {row.sample_id: row for number in wired.catalog.rounds() for row in wired.catalog.selection(number.number)}
+    answers: dict[str, list[AnnotationRow]] = {}
+    for answer in wired.catalog.annotations():
+        answers.setdefault(answer.sample_id, []).append(answer)
+    groups = _groups(wired, samples)
+    labelled = []
+    for sample in samples:
+        agreed = consensus([a for a in answers.get(sample.sample_id, []) if a.label is not None])
+        if agreed is not None:
+            labelled.append(LabelledSample(sample, agreed.label, groups[sample.sample_id], roles.get(sample.sample_id)))
+    return labelled
+
+
+def _groups(wired: Services, samples: Sequence[Sample]) -> dict[str, str]:
+    """Groups by time block, joined where the incumbent's embeddings say that two samples are near-duplicates."""
+    blocks = assign_groups(samples, {}, wired.settings.split.block_s)
+    incumbent = wired.catalog.released_model()
+    if incumbent is None:
+        return blocks
+    policy = wired.settings.selection
+    clusters = near_duplicate_clusters(
+        view_samples(wired, incumbent, samples).embeddings,
+        [blocks[sample.sample_id] for sample in samples],
+        policy.burst_duplicate_cosine,
+        policy.duplicate_cosine,
+    )
+    named = {sample.sample_id: int(cluster) for sample, cluster in zip(samples, clusters, strict=True)}
+    return assign_groups(samples, named, wired.settings.split.block_s)
+
+
+def _log_epoch(report: EpochReport) -> None:
+    get_run_logger().info(
+        "epoch %d of %d: loss %.3f, validation accuracy %.3f",
+        report.epoch,
+        report.epochs,
+        report.loss,
+        report.validation_accuracy,
+    )

@@ -1,0 +1,108 @@
+"""A bucket in memory that can be told to fail."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+
+from curate.errors import BlobExistsError, BlobNotFoundError, Error, StorageError, StorageUnavailableError
+from curate.storage.ports import BlobInfo
+
+
+class FakeBlobStore:
+    """Implements `BlobStore`; thread-safe.
+
+    `fail_next` lets operations fail before they do anything; `commit_then_fail_next` lets writes take
+    effect although the caller sees a failure, as when an answer is lost on the way. `refuse` holds key
+    prefixes whose operations fail with that error until it is removed. `is_down` cuts everything.
+    """
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.operations: list[tuple[str, str]] = []
+        self.refuse: dict[str, Error] = {}
+        self.is_down = False
+        self._before: deque[Error] = deque()
+        self._after: deque[Error] = deque()
+        self._lock = threading.Lock()
+
+    def fail_next(self, count: int, error: Error | None = None) -> None:
+        """Fail the next `count` operations before they take effect."""
+        self._before.extend([error or StorageUnavailableError("connection refused")] * count)
+
+    def commit_then_fail_next(self, count: int) -> None:
+        """Let the next `count` writes take effect and then fail."""
+        self._after.extend([StorageUnavailableError("the answer was lost")] * count)
+
+    def heal(self) -> None:
+        """Forget every fault."""
+        self.is_down = False
+        self.refuse.clear()
+        self._before.clear()
+        self._after.clear()
+
+    def keys(self, operation: str) -> list[str]:
+        """Return the keys of the attempted operations of that kind, in order."""
+        return [key for name, key in self.operations if name == operation]
+
+    def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+        """As the port says."""
+        with self._lock:
+            self._begin("put", key)
+            self.blobs[key] = bytes(data)
+            self._lose_answer()
+
+    def create(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+        """As the port says."""
+        with self._lock:
+            self._begin("create", key)
+            if key in self.blobs:
+                raise BlobExistsError(f"{key} is taken")
+            self.blobs[key] = bytes(data)
+            self._lose_answer()
+
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """As the port says."""
+        with self._lock:
+            self._begin("get", key)
+            if key not in self.blobs:
+                raise BlobNotFoundError(key)
+            data = self.blobs[key]
+        if max_bytes is not None and len(data) > max_bytes:
+            raise StorageError(f"{key} holds more than {max_bytes} bytes")
+        return data
+
+    def size(self, key: str) -> int | None:
+        """As the port says."""
+        with self._lock:
+            self._begin("size", key)
+            return len(self.blobs[key]) if key in self.blobs else None
+
+    def list(self, prefix: str) -> Iterator[BlobInfo]:
+        """As the port says."""
+        with self._lock:
+            self._begin("list", prefix)
+            found = [BlobInfo(key, len(data)) for key, data in sorted(self.blobs.items()) if key.startswith(prefix)]
+        yield from found
+
+    def delete(self, key: str) -> None:
+        """As the port says."""
+        with self._lock:
+            self._begin("delete", key)
+            self.blobs.pop(key, None)
+            self._lose_answer()
+
+    def _begin(self, operation: str, key: str) -> None:
+        self.operations.append((operation, key))
+        if self.is_down:
+            raise StorageUnavailableError("connection refused")
+        for prefix, error in self.refuse.items():
+            if key.startswith(prefix):
+                raise error
+        if self._before:
+            raise self._before.popleft()
+
+    def _lose_answer(self) -> None:
+        if self._after:
+            raise self._after.popleft()

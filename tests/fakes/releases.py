@@ -1,0 +1,144 @@
+"""Releases of the tiny model, a publisher with a bucket, and a device that updates from it."""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from curate.contracts.assignment import Assignment, CapturePolicySpec
+from curate.contracts.ids import BootId, DeviceId
+from curate.contracts.release import ModelSpec, ReleaseManifest
+from curate.contracts.telemetry import DeviceCounters, UpdateEvent
+from curate.release.assignments import assign
+from curate.release.manifest import ReleaseDraft
+from curate.release.publish import publish_release
+from curate.release.repository import init_repository
+from curate.storage.local import LocalBlobStore
+from edge_agent.inference import LiveModel
+from edge_agent.report import DeviceReport
+from edge_agent.repository import SignedRepository
+from edge_agent.slots import Slots
+from edge_agent.updater import UpdateLimits, Updater
+from tests.fakes.recording_store import RecordingStore
+from tests.fakes.tiny_model import CLASSES, EMBEDDING_DIM, tiny_model
+
+SIZE = 8
+SPEC = ModelSpec(kind="classification", class_names=CLASSES, height=SIZE, width=SIZE, embedding_dim=EMBEDDING_DIM)
+DEVICE = "cam-1"
+
+
+def answer(images: np.ndarray, bias: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Compute what the tiny model answers, in numpy: probabilities [N, 3] and embedding [N, 3]."""
+    mean = images.reshape(len(images), -1).astype(np.float64).mean(axis=1, keepdims=True) / 255.0
+    embedding = mean @ np.array([[-4.0, 0.0, 4.0]]) + np.array([[2.0 + bias, 0.5, -2.0 - bias]])
+    powers = np.exp(embedding - embedding.max(axis=1, keepdims=True))
+    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32), embedding.astype(np.float32)
+
+
+def golden_bytes(bias: float = 0.0, **replaced: np.ndarray) -> bytes:
+    """Return a golden file of three frames; `replaced` puts other arrays in."""
+    levels = np.array([10, 128, 245], np.uint8)
+    images = np.broadcast_to(levels[:, None, None, None], (3, SIZE, SIZE, 3)).copy()
+    probabilities, embedding = answer(images, bias)
+    arrays = {"images": images, "probabilities": probabilities, "embedding": embedding, "tolerance": np.array(0.01)}
+    file = io.BytesIO()
+    np.savez(file, **{**arrays, **replaced})  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def release_files(bias: float = 0.0, golden: bytes | None = None) -> dict[str, bytes]:
+    """Return the files of a release whose answers depend on `bias`."""
+    model = tiny_model(SIZE, bias=bias).SerializeToString()
+    return {"int8": model, "float": model, "golden": golden or golden_bytes(bias)}
+
+
+def draft(release_id: str) -> ReleaseDraft:
+    """Return what a release says of itself."""
+    return ReleaseDraft(release_id=release_id, model=SPEC, dataset_version="d-1", metrics={"accuracy": 0.75})
+
+
+@dataclass
+class Publisher:
+    """The cloud side: a bucket, keys, and the trusted root for devices."""
+
+    folder: Path
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self.keys = self.folder / "keys"
+        self.store = LocalBlobStore(self.folder / "bucket")
+        self.root = init_repository(self.store, self.keys, self.now)
+
+    def publish(self, release_id: str, bias: float = 0.0, golden: bytes | None = None) -> ReleaseManifest:
+        """Publish a release of the tiny model."""
+        return publish_release(self.store, self.keys, draft(release_id), release_files(bias, golden), self.now)
+
+    def assign(self, release_id: str | None, *, policy: str = "default", downgrade: bool = False) -> Assignment:
+        """Assign a release to the device."""
+        spec = CapturePolicySpec(version=policy)
+        return assign(self.store, self.keys, DEVICE, release_id, spec, now=self.now, allow_downgrade=downgrade)
+
+
+class Device:
+    """The camera side: everything an updater needs under one folder. `restart` is a new process on the same disk."""
+
+    def __init__(self, folder: Path, publisher: Publisher, limits: UpdateLimits | None = None) -> None:
+        self.folder = folder
+        self.store = RecordingStore(publisher.store)
+        self._root = publisher.root
+        self._limits = limits
+        self.now = datetime.now(UTC)
+        self.restart()
+
+    def restart(self) -> None:
+        """Start again from the disk and restore."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.live = LiveModel()
+        self.policies: list[CapturePolicySpec] = []
+        self.report = DeviceReport(self.folder / "updates.json", agent_version="0")
+        self.slots = Slots(self.folder / "slots")
+        self.updater = Updater(
+            device_id=DEVICE,
+            store=self.store,
+            repository=SignedRepository(self.store, self.folder / "tuf", self._root),
+            slots=self.slots,
+            state_file=self.folder / "updater.json",
+            live=self.live,
+            policy_sink=self.policies.append,
+            report=self.report,
+            limits=self._limits,
+            rng=random.Random(0),
+        )
+        self.updater.restore(self.now)
+
+    def turn(self, *, after: timedelta = timedelta(days=1)) -> UpdateEvent | None:
+        """Let time pass, by default more than any wait, and look at the assignment once."""
+        self.now += after
+        return self.updater.turn(self.now)
+
+    @property
+    def outcomes(self) -> list[str]:
+        """What the heartbeat tells of updates, oldest first."""
+        state = self.report.state(
+            device_id=DeviceId(DEVICE),
+            boot_id=BootId("boot"),
+            now=self.now,
+            counters=DeviceCounters(),
+            quarantined=0,
+        )
+        return [event.outcome for event in state.updates]
+
+    @property
+    def release_id(self) -> str | None:
+        """The release that answers frames now; proved by asking it."""
+        model = self.live.current()
+        if model is None:
+            return None
+        frame = np.full((SIZE, SIZE, 3), 200, np.uint8)
+        assert np.isfinite(model.infer(frame).probabilities).all()
+        return model.release_id

@@ -1,0 +1,413 @@
+"""The capture loop, the ring, the keeper and the intake of feedback, on real parts and a scripted camera."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curate.contracts.assignment import CapturePolicySpec
+from curate.contracts.capture import Arm, CaptureRecord
+from curate.contracts.feedback import Feedback, FeedbackReason, Verdict
+from curate.errors import AgentError
+from edge_agent.camera import Frame, Skipped, SkipReason, decode_image, encode_jpeg
+from edge_agent.capture_loop import CaptureLoop
+from edge_agent.capture_policy import CapturePolicy, PolicyRefusedError
+from edge_agent.feedback_intake import FeedbackIntake, FeedbackRequest
+from edge_agent.frame_ring import FrameRing, PredictionLog
+from edge_agent.inference import LiveModel, LoadedModel, load_model
+from edge_agent.keeper import Keeper
+from edge_agent.ledger import Ledger, Totals
+from edge_agent.report import DeviceReport
+from edge_agent.swap_meter import SwapMeter
+from tests.fakes.tiny_model import tiny_manifest, tiny_model
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+KEEP_ALL = CapturePolicySpec(version="all", random_probability=1.0, uncertain_budget_fraction=0.0)
+KEEP_NONE = CapturePolicySpec(version="none", random_probability=1e-12, uncertain_budget_fraction=0.0)
+
+
+class ScriptedCamera:
+    """Plays what it is given."""
+
+    camera_id = "front"
+
+    def __init__(self) -> None:
+        self.events: deque[Frame | Skipped | Exception] = deque()
+        self.next_index = 0
+
+    def poll(self) -> Frame | Skipped | None:
+        if not self.events:
+            return None
+        event = self.events.popleft()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def add_frames(self, count: int, value: int = 90) -> None:
+        image = np.full((32, 32, 3), value, np.uint8)
+        for _ in range(count):
+            encoded = encode_jpeg(image, quality=90)
+            self.events.append(Frame("front", self.next_index, image, NOW, float(self.next_index), encoded))
+            self.next_index += 1
+
+
+@dataclass
+class MemorySpool:
+    """A sink that counts like the spool and refuses when told to."""
+
+    ledger: Ledger
+    captures: list[tuple[CaptureRecord, bytes]] = field(default_factory=list)
+    feedback: list[Feedback] = field(default_factory=list)
+    refuse: bool = False
+
+    def put(self, draft: CaptureRecord, jpeg: bytes) -> bool:
+        if self.refuse:
+            self.ledger.add(Totals(selected=1, dropped={"spool_full": 1}))
+            return False
+        self.ledger.add(Totals(selected=1, spooled=1))
+        self.captures.append((draft, jpeg))
+        return True
+
+    def put_feedback(self, feedback: Feedback) -> None:
+        if self.refuse:
+            raise AgentError("the disk is full")
+        self.feedback.append(feedback)
+
+    def is_captured(self, prediction_id: str) -> bool:
+        return any(record.prediction.prediction_id == prediction_id for record, _ in self.captures)
+
+
+class Bench:
+    """The capture side of an agent without threads."""
+
+    def __init__(self, folder: Path, spec: CapturePolicySpec = KEEP_NONE, *, max_queued: int = 8) -> None:
+        self.camera = ScriptedCamera()
+        self.ledger = Ledger()
+        self.report = DeviceReport(folder / "updates.json", agent_version="test")
+        self.spool = MemorySpool(self.ledger)
+        self.live = LiveModel()
+        self.ring = FrameRing(10_000_000)
+        self.predictions = PredictionLog(2000)
+        self.now_s = 0.0
+        self.keeper = Keeper(
+            self.spool,
+            self.ledger,
+            self.report,
+            device_id="cam-1",
+            boot_id="boot",
+            jpeg_quality=95,
+            max_pixels=10_000,
+            max_queued=max_queued,
+        )
+        self.loop = CaptureLoop(
+            camera=self.camera,
+            live=self.live,
+            policy=CapturePolicy(spec, np.random.default_rng(0)),
+            keeper=self.keeper,
+            ring=self.ring,
+            predictions=self.predictions,
+            ledger=self.ledger,
+            report=self.report,
+            boot_id="boot",
+            poll_interval_s=0.001,
+            monotonic=lambda: self.now_s,
+            wall_clock=lambda: NOW,
+        )
+        self.intake = FeedbackIntake(self.spool, self.keeper, self.ring, self.predictions, wall_clock=lambda: NOW)
+
+    def run(self) -> None:
+        while self.loop.turn():
+            pass
+
+    def store(self, count: int) -> None:
+        for _ in range(count):
+            assert self.keeper.turn()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    path = tmp_path_factory.mktemp("model") / "m.onnx"
+    path.write_bytes(tiny_model().SerializeToString())
+    return load_model(path, tiny_manifest(release_id="r-1"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, model: LoadedModel) -> Bench:
+    made = Bench(tmp_path)
+    made.live.replace(model)
+    return made
+
+
+def test_every_frame_is_counted_once(bench: Bench) -> None:
+    """Inferred and skipped frames add up to what the camera gave, whatever happened to each."""
+    bench.camera.add_frames(3)
+    bench.camera.events.append(Skipped(SkipReason.BACKPRESSURE, 4))
+    bench.camera.events.append(Skipped(SkipReason.UNDECODABLE, 1))
+    bench.run()
+    counters = bench.ledger.snapshot()
+    assert counters.frames_seen == 8
+    assert counters.frames_inferred == 3
+    assert counters.frames_skipped == {"backpressure": 4, "undecodable": 1}
+    size = len(encode_jpeg(np.full((32, 32, 3), 90, np.uint8), quality=90))
+    assert counters.bytes_seen == 3 * size
+
+
+def test_without_a_model_frames_are_skipped(tmp_path: Path) -> None:
+    """Frames that come before the first release count as no_model and leave no prediction."""
+    bench = Bench(tmp_path)
+    bench.camera.add_frames(2)
+    bench.run()
+    assert bench.ledger.snapshot().frames_skipped == {"no_model": 2}
+    assert bench.predictions.newest_cursor == 0
+
+
+def test_an_answer_that_is_no_distribution_skips_the_frame(tmp_path: Path) -> None:
+    """A model without softmax yields bad_output and a counted error, and the loop goes on."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(tiny_model(probabilities="raw").SerializeToString())
+    bench = Bench(tmp_path, KEEP_ALL)
+    bench.live.replace(load_model(path, tiny_manifest()))
+    bench.camera.add_frames(2)
+    bench.run()
+    assert bench.ledger.snapshot().frames_skipped == {"bad_output": 2}
+    assert not bench.spool.captures
+
+
+def test_a_capture_says_everything(tmp_path: Path, model: LoadedModel) -> None:
+    """The record names frame, prediction, all arms and probability; the image is what its reference says."""
+    bench = Bench(tmp_path, KEEP_ALL)
+    bench.live.replace(model)
+    bench.camera.add_frames(1)
+    bench.run()
+    bench.store(1)
+    record, jpeg = bench.spool.captures[0]
+    assert record.capture_id == "cam-1-boot-1"
+    assert record.prediction.prediction_id == "boot-1"
+    assert (record.camera_id, record.frame_index, record.captured_at) == ("front", 0, NOW)
+    assert {outcome.arm for outcome in record.arms} == set(Arm)
+    assert record.inclusion_probability == 1.0
+    assert record.reasons
+    assert record.image.size_bytes == len(jpeg)
+    assert decode_image(jpeg, max_pixels=2000).shape == (record.image.height, record.image.width, 3)
+    assert record.prediction.embedding is not None
+    assert record.prediction.embedding.dim == 3
+    assert CaptureRecord.from_bytes(record.to_bytes()) == record
+
+
+def test_a_full_queue_drops_and_counts(tmp_path: Path, model: LoadedModel) -> None:
+    """When the disk does not keep up, the loop does not wait: the frame is selected, dropped and inferred all the same."""
+    bench = Bench(tmp_path, KEEP_ALL, max_queued=2)
+    bench.live.replace(model)
+    bench.camera.add_frames(5)
+    bench.run()
+    counters = bench.ledger.snapshot()
+    assert counters.frames_inferred == 5
+    assert (counters.selected, counters.dropped) == (3, {"backlog": 3})
+    bench.store(2)
+    counters = bench.ledger.snapshot()
+    assert counters.selected == counters.spooled + sum(counters.dropped.values()) == 5
+
+
+def test_a_failing_turn_does_not_stop_the_loop(bench: Bench) -> None:
+    """An unforeseen error in one turn is counted, and the frames after it are answered."""
+    bench.camera.add_frames(1)
+    bench.camera.events.append(RuntimeError("surprise"))
+    bench.camera.add_frames(1)
+    stop = threading.Event()
+    thread = threading.Thread(target=bench.loop.run, args=(stop,))
+    thread.start()
+    deadline = threading.Event()
+    for _ in range(200):
+        if bench.ledger.snapshot().frames_inferred == 2:
+            break
+        deadline.wait(0.01)
+    stop.set()
+    thread.join(5)
+    assert bench.ledger.snapshot().frames_inferred == 2
+    state = bench.report.state(
+        device_id="cam-1", boot_id="boot", now=NOW, counters=bench.ledger.snapshot(), quarantined=0
+    )
+    assert state.errors == {"RuntimeError": 1}
+
+
+def test_a_policy_is_swapped_between_frames_and_a_bad_one_is_refused(bench: Bench) -> None:
+    """The next frame follows the new policy; one that cannot be followed raises and changes nothing."""
+    bench.camera.add_frames(1)
+    bench.run()
+    bench.loop.replace_policy(KEEP_ALL)
+    bench.camera.add_frames(1)
+    bench.run()
+    assert [p.decision.kept for p in bench.predictions.after(0, 10)] == [False, True]
+    with pytest.raises(PolicyRefusedError):
+        bench.loop.replace_policy(CapturePolicySpec(uncertainty_score="bald"))
+    assert bench.loop.policy_spec == KEEP_ALL
+
+
+def test_a_swap_is_measured_and_told_once(bench: Bench, tmp_path: Path) -> None:
+    """The gap beyond the usual interval and the frames lost go into one update event."""
+    for _ in range(5):
+        bench.now_s += 0.1
+        bench.camera.add_frames(1)
+        bench.run()
+    path = tmp_path / "new.onnx"
+    path.write_bytes(tiny_model(bias=1.0).SerializeToString())
+    bench.live.replace(load_model(path, tiny_manifest(release_id="r-2", number=2)))
+    bench.now_s += 0.13
+    bench.camera.events.append(Skipped(SkipReason.BACKPRESSURE, 2))
+    bench.camera.add_frames(2)
+    bench.run()
+    state = bench.report.state(
+        device_id="cam-1", boot_id="boot", now=NOW, counters=bench.ledger.snapshot(), quarantined=0
+    )
+    (event,) = state.updates
+    assert (event.outcome, event.release_id, event.frames_lost) == ("swapped", "r-2", 2)
+    assert event.swap_gap_ms == pytest.approx(30.0)
+
+
+def test_the_gap_is_never_negative() -> None:
+    """An answer that comes early costs nothing, and the first model is no swap."""
+    meter = SwapMeter()
+    assert meter.note_answer("a", 0.0) is None
+    assert meter.note_answer("a", 1.0) is None
+    swap = meter.note_answer("b", 1.5)
+    assert swap is not None
+    assert (swap.gap_ms, swap.frames_lost) == (0.0, 0)
+
+
+# -- feedback -------------------------------------------------------------------------------------------------
+
+
+def dismiss(**changes: object) -> FeedbackRequest:
+    return FeedbackRequest.model_validate({"verdict": "dismissed", "reason": "wrong_class"} | changes)
+
+
+def test_a_late_dismissal_captures_its_frame(bench: Bench) -> None:
+    """A frame no arm kept becomes a capture of the dismissed arm, with the random arm's draw as it was."""
+    bench.camera.add_frames(30)
+    bench.run()
+    feedback = bench.intake.receive("boot-4", dismiss(user="ann"))
+    assert feedback.frame_available
+    assert (feedback.camera_id, feedback.release_id, feedback.user) == ("front", "r-1", "ann")
+    ((record, _),) = bench.spool.captures
+    assert record.frame_index == 3
+    assert record.inclusion_probability == 1.0
+    assert record.arm_probability(Arm.DISMISSED) == 1.0
+    random = next(outcome for outcome in record.arms if outcome.arm is Arm.RANDOM)
+    assert (random.kept, random.probability) == (False, KEEP_NONE.random_probability)
+    assert any("wrong_class" in reason for reason in record.reasons)
+    known = bench.predictions.get("boot-4")
+    assert known is not None
+    assert known.decision.arms == ("dismissed",)
+
+
+def test_a_second_dismissal_does_not_capture_again(bench: Bench) -> None:
+    """Two people may dismiss one prediction: two verdicts, one capture, both with the frame."""
+    bench.camera.add_frames(1)
+    bench.run()
+    answers = [bench.intake.receive("boot-1", dismiss(user=user)) for user in ("ann", "bob")]
+    assert [answer.frame_available for answer in answers] == [True, True]
+    assert len({answer.feedback_id for answer in answers}) == 2
+    assert len(bench.spool.captures) == 1
+    assert len(bench.spool.feedback) == 2
+
+
+def test_a_confirmation_captures_nothing(bench: Bench) -> None:
+    """A confirmed frame that no arm kept stays unkept, and the verdict says that it travels alone."""
+    bench.camera.add_frames(1)
+    bench.run()
+    feedback = bench.intake.receive("boot-1", FeedbackRequest(verdict=Verdict.CONFIRMED))
+    assert not feedback.frame_available
+    assert not bench.spool.captures
+    assert bench.intake.receive("boot-1", dismiss()).frame_available
+
+
+def test_feedback_travels_without_its_frame(bench: Bench) -> None:
+    """An unknown or long gone prediction still takes a verdict."""
+    feedback = bench.intake.receive("earlier-boot-99", dismiss(reason=FeedbackReason.NOT_THERE))
+    assert not feedback.frame_available
+    assert feedback.camera_id is None
+    assert bench.spool.feedback == [feedback]
+
+
+def test_a_queued_capture_counts_as_available(tmp_path: Path, model: LoadedModel) -> None:
+    """A frame an arm kept is available from the moment it is chosen, and is not captured twice."""
+    bench = Bench(tmp_path, KEEP_ALL)
+    bench.live.replace(model)
+    bench.camera.add_frames(1)
+    bench.run()
+    assert bench.intake.receive("boot-1", dismiss()).frame_available
+    bench.store(1)
+    assert not bench.keeper.is_queued("boot-1")
+    assert bench.intake.receive("boot-1", dismiss()).frame_available
+    assert len(bench.spool.captures) == 1
+
+
+def test_the_same_feedback_id_counts_once(bench: Bench) -> None:
+    """A client that retries with its own id gets the same answer and is stored once."""
+    bench.camera.add_frames(1)
+    bench.run()
+    first = bench.intake.receive("boot-1", dismiss(feedback_id="f-1"))
+    assert bench.intake.receive("boot-1", dismiss(feedback_id="f-1")) == first
+    assert bench.spool.feedback == [first]
+
+
+def test_feedback_that_is_not_durable_is_an_error_and_may_be_retried(bench: Bench) -> None:
+    """When the spool refuses, the caller hears it, and the same id works later; a frame dropped meanwhile is told."""
+    bench.camera.add_frames(1)
+    bench.run()
+    bench.spool.refuse = True
+    with pytest.raises(AgentError):
+        bench.intake.receive("boot-1", dismiss(feedback_id="f-1"))
+    bench.spool.refuse = False
+    feedback = bench.intake.receive("boot-1", dismiss(feedback_id="f-1"))
+    assert not feedback.frame_available
+    counters = bench.ledger.snapshot()
+    assert counters.selected == counters.spooled + sum(counters.dropped.values())
+
+
+# -- ring and log -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(max_bytes=st.integers(0, 40_000), count=st.integers(1, 40))
+def test_the_ring_stays_within_its_bytes(
+    tmp_path_factory: pytest.TempPathFactory, model: LoadedModel, max_bytes: int, count: int
+) -> None:
+    """The newest frames are held, never more bytes than allowed, and claiming gives them back."""
+    bench = Bench(tmp_path_factory.mktemp("ring"))
+    ring = FrameRing(max_bytes)
+    bench.ring = ring
+    bench.loop._ring = ring
+    bench.live.replace(model)
+    bench.camera.add_frames(count)
+    bench.run()
+    assert ring.used_bytes <= max_bytes
+    held = [n for n in range(1, count + 1) if ring.claim(f"boot-{n}") is not None]
+    assert held == list(range(count - len(held) + 1, count + 1))
+    assert (ring.used_bytes, len(ring)) == (0, 0)
+
+
+def test_a_poller_misses_nothing(bench: Bench) -> None:
+    """Following the cursor gives every prediction once and in order, also across the log's bound."""
+    bench.predictions = PredictionLog(10)
+    bench.loop._predictions = bench.predictions
+    seen: list[int] = []
+    cursor = 0
+    for _ in range(6):
+        bench.camera.add_frames(7)
+        bench.run()
+        while found := bench.predictions.after(cursor, 3):
+            seen += [prediction.cursor for prediction in found]
+            cursor = seen[-1]
+    assert seen == list(range(1, 43))
+    assert [p.cursor for p in bench.predictions.after(0, 100)] == list(range(33, 43))
+    assert bench.predictions.get("boot-32") is None
+    assert bench.predictions.after(42, 5) == []

@@ -1,0 +1,103 @@
+"""The agent's configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from curate.contracts.assignment import CapturePolicySpec
+from curate.errors import ConfigError
+from edge_agent.config import AgentConfig, load_config
+
+EXAMPLE = Path(__file__).parents[2] / "configs" / "agent.yaml"
+MINIMAL: dict[str, Any] = {
+    "device_id": "cam-1",
+    "state_dir": "state",
+    "camera": {"camera_id": "front", "path": "frames"},
+    "bucket": {"kind": "folder", "path": "bucket"},
+    "trust": {"root_file": "root.json"},
+}
+
+
+def write(folder: Path, document: object) -> Path:
+    path = folder / "agent.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_the_example_loads_and_states_the_defaults() -> None:
+    """configs/agent.yaml is valid, and every value in it that has a default is that default."""
+    raw = yaml.safe_load(EXAMPLE.read_text())
+    config = load_config(EXAMPLE)
+    for name in ("api", "spool", "sync", "update", "capture", "ring", "inference", "log"):
+        assert getattr(config, name) == AgentConfig.model_fields[name].get_default(call_default_factory=True), name
+        assert set(raw[name]) >= set(type(getattr(config, name)).model_fields) - {"file"}, name
+
+
+def test_the_example_names_every_setting() -> None:
+    """No setting exists that configs/agent.yaml does not show, at least as a comment."""
+    text = EXAMPLE.read_text()
+
+    def names(model: type[BaseModel]) -> set[str]:
+        found = set(model.model_fields)
+        for info in model.model_fields.values():
+            if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+                found |= names(info.annotation)
+        return found
+
+    assert [name for name in sorted(names(AgentConfig)) if f"{name}:" not in text] == []
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
+    """Relative paths do not depend on where the agent was started; absolute ones stay."""
+    config = load_config(write(tmp_path, MINIMAL | {"trust": {"root_file": "/etc/root.json"}}))
+    assert config.state_dir == tmp_path / "state"
+    assert config.camera.path == tmp_path / "frames"
+    assert config.trust.root_file == Path("/etc/root.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"colour": "red"}, "colour"),
+        ({"camera": {"camera_id": "front", "path": "f", "fsp": 3}}, "camera.fsp"),
+        ({"capture": {"policy": {"random_probabilty": 0.1}}}, "capture.policy.random_probabilty"),
+        ({"capture": {"policy": {"uncertainty_score": "bald"}}}, "least_confidence"),
+        ({"device_id": "../cam"}, "device_id"),
+        ({"device_id": "x" * 65}, "device_id"),
+        ({"api": {"host": "0.0.0.0"}}, "loopback"),  # noqa: S104
+        ({"api": {"host": "example.org"}}, "api.host"),
+        ({"bucket": {"kind": "s3"}}, "bucket"),
+        ({"bucket": {"kind": "folder"}}, "path"),
+        ({"camera": {"camera_id": "front", "path": "f", "fps": float("nan")}}, "camera.fps"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, change: dict[str, object], where: str) -> None:
+    """Unknown keys and wrong values are ConfigErrors that name the setting and hint at the example."""
+    with pytest.raises(ConfigError, match=where) as caught:
+        load_config(write(tmp_path, MINIMAL | change))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "a: [", "just words", "!!python/object:os.system {}"])
+def test_what_is_no_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    """Empty files, lists, broken YAML and YAML tags are ConfigErrors, never traces."""
+    path = tmp_path / "agent.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError):
+        load_config(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_the_policy_setting_becomes_the_wire_document(tmp_path: Path) -> None:
+    """The configured policy is handed on as the same document that the cloud would send."""
+    policy = {"version": "v7", "random_probability": 0.5, "cooldown_frames": 3}
+    config = load_config(write(tmp_path, MINIMAL | {"capture": {"policy": policy}}))
+    spec = config.capture.policy.to_spec()
+    assert type(spec) is CapturePolicySpec
+    assert spec == CapturePolicySpec(version="v7", random_probability=0.5, cooldown_frames=3)

@@ -1,0 +1,257 @@
+"""The spool and the sync loop against a model, with power cuts between and inside operations."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from curate.contracts import paths
+from curate.contracts.assignment import Acknowledgement
+from curate.contracts.capture import Arm, BatchRecord
+from edge_agent.ledger import Ledger
+from edge_agent.report import DeviceReport
+from edge_agent.spool import Spool, SpoolLimits
+from edge_agent.spool_files import SpoolFolder
+from edge_agent.sync_loop import SyncLoop, SyncPolicy
+from tests.fakes.blob_store import FakeBlobStore
+from tests.fakes.captures import DEVICE, NOW, broken_laws, make_capture, make_feedback, make_jpeg
+
+MEMORY_DISK = Path("/dev/shm")  # an fsync costs nothing there; the operations are the same
+ARMS = st.sampled_from([(Arm.UNCERTAIN,), (Arm.RANDOM,), (Arm.DISMISSED, Arm.UNCERTAIN)])
+LIMITS = SpoolLimits(max_bytes=12_000, min_free_bytes=0, batch_max_captures=3, batch_max_age_s=5.0, max_batches=3)
+
+
+class PowerCutError(BaseException):
+    """Nothing in the product catches this: the disk stays as it is at that moment."""
+
+
+@contextlib.contextmanager
+def power_cut_before(system_call: int) -> Iterator[None]:
+    """Stop the program just before the n-th fsync, rename or removal of the body, and swallow the stop."""
+    left = system_call
+
+    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                raise PowerCutError
+            return call(*args, **kwargs)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(PowerCutError):
+        for name in ("fsync", "replace", "unlink"):
+            patch.setattr(os, name, guarded(getattr(os, name)))
+        yield
+
+
+class Cloud:
+    """Ingest as the contract describes it: takes batches in order, idempotently, then acknowledges."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, bytes] = {}
+        self.through: dict[str, int] = {}
+        self.captures: set[str] = set()
+        self.feedback: set[str] = set()
+
+    def watch(self, store: FakeBlobStore) -> None:
+        """Remember every record that was ever visible, and hold it to its bytes."""
+        for key, raw in store.blobs.items():
+            if key.startswith(paths.INBOX):
+                assert self.records.setdefault(key, raw) == raw, "a batch changed between two uploads"
+
+    def ingest(self, store: FakeBlobStore) -> None:
+        """Take what is visible and write the acknowledgement."""
+        for key in sorted(key for key in store.blobs if key.startswith(paths.INBOX)):
+            record = BatchRecord.from_bytes(store.blobs.pop(key))
+            self.captures |= {capture.capture_id for capture in record.captures}
+            self.feedback |= {feedback.feedback_id for feedback in record.feedback}
+            self.through[record.boot_id] = max(record.sequence, self.through.get(record.boot_id, 0))
+        acknowledgement = Acknowledgement(device_id=DEVICE, through=self.through, updated_at=NOW)
+        store.blobs[paths.ack_key(DEVICE)] = acknowledgement.to_bytes()
+
+
+class SpoolMachine(RuleBasedStateMachine):
+    """Random lives of one device."""
+
+    @initialize()
+    def boot_first(self) -> None:
+        """Start with an empty disk and bucket."""
+        base = MEMORY_DISK if MEMORY_DISK.is_dir() else None
+        self.root = Path(tempfile.mkdtemp(prefix="gleaner-spool-", dir=base))
+        self.store = FakeBlobStore()
+        self.cloud = Cloud()
+        self.now_s = 100.0
+        self.boots = 0
+        self.next_number = 0
+        self.kept: set[str] = set()
+        self.told: set[str] = set()
+        self.boot()
+
+    def boot(self) -> None:
+        self.boots += 1
+        self.ledger = Ledger()
+        self.spool = Spool.open(
+            self.root / "spool",
+            LIMITS,
+            self.ledger,
+            device_id=DEVICE,
+            boot_id=f"boot{self.boots}",
+            monotonic=lambda: self.now_s,
+        )
+        report = DeviceReport(self.root / "updates.json", agent_version="0")
+        policy = SyncPolicy(resend_after_s=60.0)
+        self.loop = SyncLoop(self.spool, self.store, report, policy, monotonic=lambda: self.now_s, rng=random.Random(1))
+
+    def on_disk(self) -> set[str]:
+        folder = SpoolFolder(self.root / "spool")
+        numbers = [number for number, _ in folder.numbered(folder.captures, ".capture")]
+        return {folder.load_capture(number)[0].capture_id for number in numbers}
+
+    def number(self) -> int:
+        self.next_number += 1
+        return self.next_number
+
+    # -- what can happen -------------------------------------------------------------------------------------
+
+    @rule(arms=ARMS, size_bytes=st.integers(50, 3000))
+    def put(self, arms: tuple[Arm, ...], size_bytes: int) -> None:
+        number = self.number()
+        jpeg = make_jpeg(number, size_bytes)
+        record = make_capture(number, jpeg, arms)
+        if self.spool.put(record, jpeg):
+            self.kept.add(record.capture_id)
+
+    @rule()
+    def feedback(self) -> None:
+        feedback = make_feedback(self.number())
+        self.spool.put_feedback(feedback)
+        self.told.add(feedback.feedback_id)
+
+    @rule(inferred=st.integers(0, 5), skipped=st.integers(0, 2))
+    def frames(self, inferred: int, skipped: int) -> None:
+        for _ in range(inferred):
+            self.ledger.frame_inferred(1000)
+        for _ in range(skipped):
+            self.ledger.frame_skipped("undecodable")
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 61.0]))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @rule(failures=st.integers(0, 4), lost_answers=st.integers(0, 2))
+    def sync(self, failures: int, lost_answers: int) -> None:
+        self.store.fail_next(failures)
+        self.store.commit_then_fail_next(lost_answers)
+        self.now_s += 2.0
+        self.loop.turn(NOW)
+        self.store.heal()
+
+    @rule()
+    def sync_well(self) -> None:
+        self.now_s += 61.0
+        self.loop.turn(NOW)
+
+    @rule()
+    def ingest(self) -> None:
+        self.cloud.ingest(self.store)
+
+    @rule()
+    def power_cut(self) -> None:
+        self.boot()
+
+    @rule(arms=ARMS, size_bytes=st.integers(50, 3000), system_call=st.integers(1, 12))
+    def power_cut_in_put(self, arms: tuple[Arm, ...], size_bytes: int, system_call: int) -> None:
+        with power_cut_before(system_call):
+            self.put(arms, size_bytes)
+        self.boot()
+        self.kept |= self.on_disk()
+
+    @rule(system_call=st.integers(1, 4))
+    def power_cut_in_feedback(self, system_call: int) -> None:
+        with power_cut_before(system_call):
+            self.feedback()
+        self.boot()
+
+    @rule(system_call=st.integers(1, 30))
+    def power_cut_in_sync(self, system_call: int) -> None:
+        self.now_s += 61.0
+        with power_cut_before(system_call):
+            self.loop.turn(NOW)
+        self.boot()
+
+    @rule(first=st.integers(1, 15), second=st.integers(1, 15))
+    def power_cut_in_recovery(self, first: int, second: int) -> None:
+        self.now_s += 61.0
+        with power_cut_before(first):
+            self.loop.turn(NOW)
+        with power_cut_before(second):
+            self.boot()
+        self.boot()
+
+    # -- what must hold --------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_laws_hold(self) -> None:
+        assert broken_laws(self.spool.snapshot()) == []
+
+    @invariant()
+    def the_counters_agree_with_the_disk(self) -> None:
+        assert self.spool.snapshot().pending == self.spool.held_captures == len(self.on_disk())
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        gone = self.kept - self.on_disk() - self.cloud.captures
+        assert len(gone) == self.spool.snapshot().evicted
+
+    @invariant()
+    def what_is_visible_is_whole_and_said_once(self) -> None:
+        self.cloud.watch(self.store)
+        records = [BatchRecord.from_bytes(raw) for raw in self.cloud.records.values()]
+        captures = [capture for record in records for capture in record.captures]
+        assert len({capture.capture_id for capture in captures}) == len(captures)
+        for capture in captures:
+            assert len(self.store.blobs[paths.capture_key(DEVICE, capture.image.sha256)]) == capture.image.size_bytes
+
+    def teardown(self) -> None:
+        """In the end everything kept and not evicted arrives, once, and is counted once."""
+        if not hasattr(self, "root"):
+            return
+        try:
+            for _ in range(100):
+                self.now_s += 61.0
+                self.loop.turn(NOW)
+                self.cloud.watch(self.store)
+                self.cloud.ingest(self.store)
+            for self_again in (False, True):
+                if self_again:
+                    self.boot()
+                counters = self.spool.snapshot()
+                assert broken_laws(counters) == []
+                assert counters.pending == counters.feedback_pending == 0
+                assert counters.uploaded == counters.acknowledged == len(self.cloud.captures)
+                assert len(self.kept - self.cloud.captures) == counters.evicted
+                assert self.told <= self.cloud.feedback
+                assert counters.feedback_acknowledged == len(self.cloud.feedback)
+        finally:
+            shutil.rmtree(self.root)
+
+
+class TestSpoolLaws(SpoolMachine.TestCase):  # type: ignore[misc,name-defined]
+    """Over random lives with failing links and power cuts: the ledger's laws hold, nothing is lost, nothing said twice."""
+
+    settings = settings(
+        max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
