@@ -15,7 +15,8 @@ LS_VENV := .venv-label-studio
 APP_STAMP := $(VENV)/.installed
 LS_STAMP := $(LS_VENV)/.installed
 
-PIP_FLAGS := --quiet --disable-pip-version-check --no-input
+# Twice quiet: errors only. A fresh Debian's pip warns about how some packages are built.
+PIP_FLAGS := --quiet --quiet --disable-pip-version-check --no-input
 AS_ROOT := $(if $(filter 0,$(shell id -u)),yes)
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends
 

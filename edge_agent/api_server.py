@@ -68,6 +68,8 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # Who reads the address file may connect at once; the kernel holds the connection until the server runs.
+        listener.listen(64)
     except OSError as exc:
         listener.close()
         raise ConfigError(

@@ -21,7 +21,16 @@ from curate.contracts.paths import desired_key
 from curate.contracts.release import ReleaseManifest
 from curate.contracts.signing import manifest_target
 from curate.contracts.telemetry import UpdateEvent
-from curate.errors import AgentError, BlobNotFoundError, ContractError, Error, SelfCheckError, StorageError, TrustError
+from curate.errors import (
+    AccessDeniedError,
+    AgentError,
+    BlobNotFoundError,
+    ContractError,
+    Error,
+    SelfCheckError,
+    StorageError,
+    TrustError,
+)
 from curate.storage.ports import BlobStore
 from edge_agent.backoff import BackoffPolicy, decide_delay_s
 from edge_agent.inference import LiveModel, LoadedModel, load_model
@@ -89,6 +98,7 @@ class Updater:
         threads: int = 1,
         variant: Variant = "int8",
         interval_s: float = 30.0,
+        max_backoff_s: float = 300.0,
         limits: UpdateLimits | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -103,6 +113,7 @@ class Updater:
         self._threads = threads
         self._variant: Variant = variant
         self._interval_s = interval_s
+        self._link_backoff = BackoffPolicy(base_s=interval_s, cap_s=max_backoff_s, refused_s=max_backoff_s)
         self._limits = limits or UpdateLimits()
         self._rng = rng or random.Random()
         self._state: UpdaterState = load_state(state_file)
@@ -138,11 +149,14 @@ class Updater:
             What was recorded: `committed`, `refused`, `rolled_back`, or None when there was nothing to do.
 
         Raises:
-            StorageError: the bucket cannot be reached or denies access; the next turn tries again.
+            StorageError: the bucket cannot be reached; the next turn tries again.
         """
         try:
             raw = self._store.get(desired_key(self._device_id), max_bytes=MAX_DESIRED_BYTES)
         except BlobNotFoundError:
+            return None
+        except AccessDeniedError as exc:  # what S3 answers for a missing key without the right to list
+            self._report.count_error(type(exc).__name__)
             return None
         digest = hashlib.sha256(raw).hexdigest()
         if self._refusal is not None and self._refusal.desired_sha256 != digest:
@@ -170,8 +184,7 @@ class Updater:
                 if failures == 1:
                     log.warning("updates are interrupted: %s", exc, exc_info=not isinstance(exc, StorageError))
                 retryable = isinstance(exc, Error) and exc.retryable
-                policy = BackoffPolicy(base_s=self._interval_s, cap_s=self._limits.retry.cap_s)
-                delay_s += decide_delay_s(policy, failures=failures, retryable=retryable, rng=self._rng)
+                delay_s += decide_delay_s(self._link_backoff, failures=failures, retryable=retryable, rng=self._rng)
             stop.wait(delay_s)
 
     def _follow(self, raw: bytes, digest: str, now: datetime) -> UpdateEvent | None:

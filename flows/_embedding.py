@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from curate.catalog.images import decode_images
 from numpy.typing import NDArray
 
+from curate.catalog.images import decode_images
 from curate.catalog.models import ModelRow, Sample
 from curate.compression.inference import OnnxClassifier
 from curate.contracts.prediction import ClassificationPrediction

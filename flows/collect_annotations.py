@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from prefect import flow
 
 from curate.annotation.models import BackendAnnotation
@@ -22,9 +24,10 @@ def collect_annotations() -> int:
 def collect_answers() -> int:
     """Fetch, save, then move the watermark: a crash between only means collecting the same answers again."""
     wired = services()
-    collected = wired.annotation.collect(wired.catalog.watermark(WATERMARK))
+    reached = wired.catalog.watermark(WATERMARK)
+    collected = wired.annotation.collect(datetime.fromisoformat(reached) if reached else None)
     wired.catalog.save_annotations([_row(answer) for answer in collected.annotations])
-    wired.catalog.set_watermark(WATERMARK, collected.watermark)
+    wired.catalog.set_watermark(WATERMARK, collected.watermark.isoformat())
     return len(collected.annotations)
 
 

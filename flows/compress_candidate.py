@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curate.catalog.images import decode_images
 from numpy.typing import NDArray
 from prefect import flow
 
+from curate.catalog.images import decode_images
 from curate.catalog.models import ModelRow, SampleStatus, Split
 from curate.compression.export import export_onnx
 from curate.compression.golden import build_golden
@@ -22,7 +21,7 @@ from curate.training.classifier import load_classifier
 from flows._blobs import fetch_images, fetch_model_file, put_model_file
 from flows._stage import stage_task
 from flows._wiring import Services, services
-from flows.train_candidate import load_split
+from flows.train_candidate import load_split, require_dataset, require_model
 
 MAX_CALIBRATION_IMAGES = 256
 MAX_PARITY_IMAGES = 512
@@ -38,7 +37,7 @@ def compress_candidate(model_id: str) -> dict[str, Any]:
 def compress(model_id: str) -> dict[str, Any]:
     """Write the int8 and float files and the golden answers beside the weights. A compressed model stays as it is."""
     wired = services()
-    model = wired.catalog.require_model(model_id)
+    model = require_model(wired, model_id)
     if "int8" in model.artifacts:
         return model.metrics
     calibration, probe = _field_images(wired, model)
@@ -56,8 +55,8 @@ def compress(model_id: str) -> dict[str, Any]:
     artifacts = {role: put_model_file(wired.store, name, data) for role, (name, data) in files.items()}
     return wired.catalog.update_model(
         model_id,
-        artifacts={**model.artifacts, **artifacts},
-        metrics={**model.metrics, **metrics, "quantisation": asdict(quantised)},
+        artifacts=artifacts,
+        metrics={**metrics, "scheme": str(quantised.scheme), "saturation_share": quantised.saturation_share},
     ).metrics
 
 
@@ -92,7 +91,7 @@ def _field_images(wired: Services, model: ModelRow) -> tuple[NDArray[np.uint8], 
     encoded = fetch_images(wired.store, [sample.image_key for sample in chosen])
     images = decode_images(zip((s.sample_id for s in chosen), encoded, strict=True), spec.height, spec.width)
     if len(images) < wanted:
-        labelled = load_split(wired, wired.catalog.require_dataset_version(model.dataset_version), Split.TRAIN).images
+        labelled = load_split(wired, require_dataset(wired, model.dataset_version), Split.TRAIN).images
         images = np.concatenate([images, labelled[rng.permutation(len(labelled))]])[:wanted]
     cut = min(MAX_CALIBRATION_IMAGES, len(images) // 2)
     return images[:cut], images[cut:]

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 
 from curate.catalog.models import Round, RoundPhase, TaskStatus
-from curate.catalog.rounds import has_reached
+from curate.catalog.rounds import has_reached, next_round_number
 from flows._report import publish_round_artifacts
 from flows._stage import stage_task
 from flows._wiring import services
@@ -19,7 +19,7 @@ from flows.collect_annotations import collect_annotations
 from flows.compress_candidate import compress_candidate
 from flows.ingest_captures import ingest_captures
 from flows.release_model import release_model
-from flows.select_samples import select_samples
+from flows.select_samples import require_round, select_samples
 from flows.train_candidate import train_candidate
 
 
@@ -45,20 +45,20 @@ def curation_round(round_number: int | None = None) -> str:
 def open_round(round_number: int | None) -> int:
     """Open the round, or find the one that is open."""
     wired = services()
-    number = wired.catalog.next_round_number() if round_number is None else round_number
+    number = next_round_number(wired.catalog.rounds()) if round_number is None else round_number
     settings = wired.settings.round
-    wired.catalog.open_round(number, settings.budget, settings.seed, datetime.now(UTC))
+    wired.catalog.open_round(number, budget=settings.budget, seed=settings.seed, now=datetime.now(UTC))
     return number
 
 
 @stage_task("note progress")
 def advance(number: int, phase: RoundPhase, facts: dict[str, Any]) -> None:
     """Write the phase and what its stage learned into the catalog."""
-    services().catalog.advance_round(number, phase, facts)
+    services().catalog.advance_round(number, phase, facts, now=datetime.now(UTC))
 
 
 def _round(number: int) -> Round:
-    return services().catalog.round(number)
+    return require_round(services(), number)
 
 
 def _select(number: int) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from curate.catalog.images import encode_jpeg, load_image
 from prefect import flow, get_run_logger
 
+from curate.catalog.images import encode_jpeg, load_image
 from curate.catalog.models import AnnotationRow, RoundPhase, Sample, SampleStatus
 from curate.contracts.paths import capture_key
 from curate.errors import CatalogError
@@ -32,7 +32,7 @@ def import_labels(folder: Path) -> int:
 
 @stage_task("import folder")
 def import_folder(folder: Path) -> int:
-    """Upload the pictures, then write samples and labels in one transaction."""
+    """Upload the pictures, then write samples, labels and round 0; each step may be repeated."""
     wired = services()
     names = wired.settings.labels.class_names
     unknown = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names)
@@ -43,9 +43,11 @@ def import_folder(folder: Path) -> int:
     found = [row for row in rows if row is not None]
     if not found:
         raise CatalogError(f"no pictures under {folder}", hint="expected <class>/<picture>.jpg or .png")
-    wired.catalog.import_labelled([sample for sample, _ in found], [label for _, label in found])
-    wired.catalog.open_round(0, len(found), wired.settings.round.seed, now)
-    wired.catalog.advance_round(0, RoundPhase.ANNOTATED, {"answered": len(found), "imported": len(found)})
+    wired.catalog.add_samples([sample for sample, _ in found])
+    wired.catalog.save_annotations([label for _, label in found])
+    wired.catalog.open_round(0, budget=len(found), seed=wired.settings.round.seed, now=now)
+    facts = {"answered": len(found), "imported": len(found)}
+    wired.catalog.advance_round(0, RoundPhase.ANNOTATED, facts, now=now)
     return len(found)
 
 

@@ -19,7 +19,7 @@ from curate.release.publish import publish_release
 from flows._embedding import load_model
 from flows._stage import stage_task
 from flows._wiring import Services, services
-from flows.train_candidate import load_items
+from flows.train_candidate import load_items, require_dataset, require_model
 
 
 @flow(name="release-model")
@@ -38,7 +38,7 @@ def release_model(model_id: str) -> bool:
 def judge(model_id: str) -> dict[str, Any]:
     """Compare candidate and incumbent on labels the selection did not bias, and keep the decision."""
     wired = services()
-    candidate = wired.catalog.require_model(model_id)
+    candidate = require_model(wired, model_id)
     if candidate.gate is not None:
         return candidate.gate
     decision = asdict(_decide(wired, candidate, wired.catalog.released_model()))
@@ -51,7 +51,7 @@ def judge(model_id: str) -> dict[str, Any]:
 def publish(model_id: str) -> str:
     """Put the signed release into the bucket; doing it again changes nothing."""
     wired = services()
-    model = wired.catalog.require_model(model_id)
+    model = require_model(wired, model_id)
     spec = wired.settings.labels
     release_id = model.release_id or f"r{model.round_number:04d}-{model.dataset_version[:6]}"
     draft = ReleaseDraft(
@@ -81,7 +81,7 @@ def assign_fleet() -> int:
     """Write every device's signed assignment; unchanged ones are left alone. Return how many devices there are."""
     wired = services()
     incumbent = wired.catalog.released_model()
-    devices = [device for device in wired.catalog.devices() if device.managed]
+    devices = wired.catalog.devices()
     for device in devices:
         assign(
             wired.store,
@@ -95,11 +95,13 @@ def assign_fleet() -> int:
 
 
 def _decide(wired: Services, candidate: ModelRow, incumbent: ModelRow | None) -> GateDecision:
-    dataset = wired.catalog.require_dataset_version(candidate.dataset_version)
+    dataset = require_dataset(wired, candidate.dataset_version)
     ratio = candidate.metrics["int8_bytes"] / candidate.metrics["float_bytes"]
     parity = candidate.metrics["parity_top1"]
-    split = Split.TEST if incumbent is not None else Split.VALIDATION
-    items = [item for item in dataset.items if item.split is split]
+    if incumbent is None:  # nothing is in the field yet that a random arm could have sampled
+        items = [item for item in dataset.items if item.split is Split.VALIDATION]
+    else:
+        items = [item for item in dataset.items if item.split is Split.TEST and item.inclusion_probability]
     weights = np.array([1.0 / (item.inclusion_probability or 1.0) for item in items])
     bursts = [item.group for item in items]
     right = _correct(wired, candidate, items)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from prefect import flow, get_run_logger
 
-from curate.catalog.models import ModelRow, Sample, SampleStatus, SelectedRow, SelectionRole, Split
+from curate.catalog.models import ModelRow, Round, Sample, SampleStatus, SelectedRow, SelectionRole
 from curate.catalog.splits import assign_groups
-from curate.errors import SelectionError
+from curate.contracts.feedback import Verdict
+from curate.errors import CatalogError, SelectionError
 from curate.selection.base import CandidatePool, LabelledSet, Selection
 from curate.selection.batch import select_batch
 from flows._embedding import view_samples
@@ -28,7 +29,7 @@ def choose_samples(round_number: int) -> int:
     existing = wired.catalog.selection(round_number)
     if existing:
         return len(existing)
-    current = wired.catalog.round(round_number)
+    current = require_round(wired, round_number)
     incumbent = wired.catalog.released_model()
     if incumbent is None:
         raise SelectionError("nothing is released yet", hint="start with `gleaner import` and a first round")
@@ -40,6 +41,18 @@ def choose_samples(round_number: int) -> int:
     return len(selection.items)
 
 
+def require_round(wired: Services, number: int) -> Round:
+    """Return a round.
+
+    Raises:
+        CatalogError: there is no such round.
+    """
+    found = wired.catalog.round(number)
+    if found is None:
+        raise CatalogError(f"there is no round {number}")
+    return found
+
+
 def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePool, LabelledSet]:
     """Everything that may be asked and everything that was, seen through the incumbent."""
     samples = sorted(wired.catalog.samples(), key=lambda sample: sample.sample_id)
@@ -47,15 +60,15 @@ def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePo
     free = [sample for sample in samples if sample.status is SampleStatus.POOL]
     views = view_samples(wired, incumbent, [*asked, *free])
     groups = assign_groups([*asked, *free], {}, wired.settings.split.block_s)
-    dataset = wired.catalog.latest_dataset_version()
-    testing = {item.sample_id for item in dataset.items if item.split is Split.TEST} if dataset else set()
+    rows = [row for each in wired.catalog.rounds() for row in wired.catalog.selection(each.number)]
+    audits = {row.sample_id for row in rows if row.role is SelectionRole.AUDIT}
     labelled = LabelledSet(
         ids=tuple(sample.sample_id for sample in asked),
         embeddings=views.embeddings[: len(asked)],
         groups=tuple(groups[sample.sample_id] for sample in asked),
-        held_out=np.array([sample.sample_id in testing for sample in asked], np.bool_),
+        held_out=np.array([sample.sample_id in audits for sample in asked], np.bool_),
     )
-    evidence = wired.catalog.dismissed_samples()
+    evidence = {f.sample_id for f in wired.catalog.feedback(verdict=Verdict.DISMISSED)}
     pool = CandidatePool(
         ids=tuple(sample.sample_id for sample in free),
         embeddings=views.embeddings[len(asked) :],

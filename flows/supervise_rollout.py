@@ -40,7 +40,7 @@ def read_heartbeats() -> list[dict[str, Any]]:
         except (BlobNotFoundError, ContractError) as exc:
             rows.append({"device": device.device_id, "release": None, "up to date": False, "problem": str(exc)})
             continue
-        wired.catalog.save_reported(state)
+        wired.catalog.save_reported(state, now=datetime.now(UTC))
         rows.append(
             {
                 "device": device.device_id,

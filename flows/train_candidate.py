@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from curate.annotation.agreement import consensus
-from curate.catalog.images import decode_images
 from prefect import flow, get_run_logger
 
+from curate.catalog.images import decode_images
 from curate.catalog.models import (
     AnnotationRow,
     DatasetItem,
@@ -20,9 +20,11 @@ from curate.catalog.models import (
     ModelStatus,
     Sample,
     SampleStatus,
+    SelectionRole,
     Split,
 )
 from curate.catalog.splits import LabelledSample, assign_groups, plan_splits
+from curate.errors import CatalogError
 from curate.selection.diversity import near_duplicate_clusters
 from curate.training.classifier import TrainedClassifier, persist_classifier
 from curate.training.data import LabelledImages
@@ -44,10 +46,18 @@ def train_candidate(round_number: int) -> str:
 def build_dataset(round_number: int) -> str:
     """Gather the labels, plan the splits, persist the version; the same labels give the same version."""
     wired = services()
-    previous = wired.catalog.latest_dataset_version(before_round=round_number)
     labelled = _labelled_samples(wired)
-    items = plan_splits(previous, labelled, wired.settings.split, wired.settings.round.seed)
-    return wired.catalog.save_dataset_version(items, round_number, datetime.now(UTC)).version
+    dataset = plan_splits(
+        wired.catalog.latest_dataset_version(),
+        labelled,
+        _groups(wired, [entry.sample for entry in labelled]),
+        wired.settings.split,
+        seed=wired.settings.round.seed,
+        round_number=round_number,
+        now=datetime.now(UTC),
+    )
+    wired.catalog.save_dataset_version(dataset)
+    return dataset.version
 
 
 @stage_task("train")
@@ -57,7 +67,7 @@ def train_on(round_number: int, version: str) -> str:
     model_id = f"m{round_number:04d}-{version[:10]}"
     if wired.catalog.model(model_id) is not None:
         return model_id
-    dataset = wired.catalog.dataset_version(version)
+    dataset = require_dataset(wired, version)
     train, validation = (load_split(wired, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
     trained = train_classifier(
         train,
@@ -75,7 +85,12 @@ def train_on(round_number: int, version: str) -> str:
             created_at=datetime.now(UTC),
             status=ModelStatus.CANDIDATE,
             artifacts={"weights": put_model_file(wired.store, "weights.safetensors", classifier_bytes(trained))},
-            metrics={"train_labels": len(train), "validation_labels": len(validation), **trained.metadata.validation},
+            metrics={
+                "train_labels": len(train),
+                "validation_labels": len(validation),
+                "embedding_dim": trained.metadata.network.embedding_dim,
+                **trained.metadata.validation,
+            },
         )
     )
     return model_id
@@ -102,18 +117,45 @@ def classifier_bytes(model: TrainedClassifier) -> bytes:
         return path.read_bytes()
 
 
+def require_model(wired: Services, model_id: str) -> ModelRow:
+    """Return a model.
+
+    Raises:
+        CatalogError: there is no such model.
+    """
+    model = wired.catalog.model(model_id)
+    if model is None:
+        raise CatalogError(f"there is no model {model_id}")
+    return model
+
+
+def require_dataset(wired: Services, version: str) -> DatasetVersion:
+    """Return a dataset version.
+
+    Raises:
+        CatalogError: there is no such version.
+    """
+    dataset = wired.catalog.dataset_version(version)
+    if dataset is None:
+        raise CatalogError(f"there is no dataset version {version}")
+    return dataset
+
+
 def _labelled_samples(wired: Services) -> list[LabelledSample]:
+    """Every labelled sample with the label people settled on; imported ones teach, as nothing was drawn at random."""
     samples = wired.catalog.samples(status=SampleStatus.LABELLED)
-    roles = {row.sample_id: row for number in wired.catalog.rounds() for row in wired.catalog.selection(number.number)}
+    chosen = {row.sample_id: row for each in wired.catalog.rounds() for row in wired.catalog.selection(each.number)}
     answers: dict[str, list[AnnotationRow]] = {}
     for answer in wired.catalog.annotations():
         answers.setdefault(answer.sample_id, []).append(answer)
-    groups = _groups(wired, samples)
     labelled = []
     for sample in samples:
-        agreed = consensus([a for a in answers.get(sample.sample_id, []) if a.label is not None])
+        agreed = consensus(answers.get(sample.sample_id, []))
+        row = chosen.get(sample.sample_id)
         if agreed is not None:
-            labelled.append(LabelledSample(sample, agreed.label, groups[sample.sample_id], roles.get(sample.sample_id)))
+            role = row.role if row is not None else SelectionRole.ACTIVE
+            probability = row.inclusion_probability if row is not None else None
+            labelled.append(LabelledSample(sample, role, agreed.label, probability))
     return labelled
 
 
@@ -127,8 +169,8 @@ def _groups(wired: Services, samples: Sequence[Sample]) -> dict[str, str]:
     clusters = near_duplicate_clusters(
         view_samples(wired, incumbent, samples).embeddings,
         [blocks[sample.sample_id] for sample in samples],
-        policy.burst_duplicate_cosine,
         policy.duplicate_cosine,
+        group_threshold=policy.burst_duplicate_cosine,
     )
     named = {sample.sample_id: int(cluster) for sample, cluster in zip(samples, clusters, strict=True)}
     return assign_groups(samples, named, wired.settings.split.block_s)

@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -20,13 +21,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
+from psycopg import sql
 from pydantic import SecretStr
 
 from curate.storage.s3 import S3Settings, ensure_bucket
 
 START_TIMEOUT_S = 60.0
+# A machine shared with servers is slow at times: how long an example takes says nothing about the product.
+hypothesis.settings.register_profile("gleaner", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("gleaner")
+
 DEVICE_BUCKET = "device-bucket"
 """The bucket where `S3Server.as_device` has rights, only under its own prefixes."""
 
@@ -58,10 +65,10 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log
         time.sleep(0.1)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    process.send_signal(how)
     try:
-        process.wait(timeout=10)
+        process.wait(timeout=20)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(timeout=10)
@@ -147,8 +154,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         _wait_until(lambda: _s3_takes_writes(server), process, log)
         yield server
     finally:
-        process.kill()  # asked politely it takes ten seconds
-        process.wait(timeout=10)
+        _stop(process, signal.SIGKILL)  # asked politely it takes ten seconds
 
 
 def _s3_takes_writes(server: S3Server) -> bool:
@@ -179,16 +185,12 @@ class PostgresServer:
 
     port: int
 
-    def url(self, database: str) -> str:
-        """SQLAlchemy URL of a database."""
-        return f"postgresql+psycopg://gleaner@127.0.0.1:{self.port}/{database}"
-
-    def create_database(self) -> str:
-        """Create an empty database and return its URL."""
-        name = f"t{uuid.uuid4().hex[:12]}"
+    def fresh_url(self) -> str:
+        """SQLAlchemy URL of a new, empty schema: as good as a database of its own, and made at once."""
+        schema = f"t{uuid.uuid4().hex[:12]}"
         with psycopg.connect(host="127.0.0.1", port=self.port, user="gleaner", dbname="postgres", autocommit=True) as c:
-            c.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type, unused-ignore]  # the name is ours, hex only
-        return self.url(name)
+            c.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+        return f"postgresql+psycopg://gleaner@127.0.0.1:{self.port}/postgres?options=-csearch_path%3D{schema}"
 
 
 def _as_unprivileged(command: list[str]) -> list[str]:
@@ -241,7 +243,7 @@ def postgres_server() -> Iterator[PostgresServer]:
         _wait_until(lambda: _postgres_answers(port), process, log)
         yield PostgresServer(port)
     finally:
-        _stop(process)
+        _stop(process, signal.SIGINT)  # PostgreSQL's fast shutdown: does not wait for clients
         shutil.rmtree(folder, ignore_errors=True)
         log.unlink()
 

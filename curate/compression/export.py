@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from curate.compression.inference import RUNTIME_ERRORS
 from curate.errors import CompressionError
 
 OPSET = 18
@@ -131,14 +132,22 @@ def _verify_same_outputs(
     module: nn.Module, payload: bytes, frames: NDArray[np.uint8], output_names: tuple[str, ...]
 ) -> None:
     """Raises CompressionError unless ONNX Runtime gives what torch gives, for a batch of another size than exported."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
     for batch in (frames[:1], np.concatenate([frames, frames[::-1]])):
         with torch.inference_mode():
             expected = module(torch.from_numpy(batch))
-        actual = session.run(list(output_names), {"images": batch})
+        actual = _run(payload, batch, output_names)
         for name, ours, theirs in zip(output_names, expected, actual, strict=True):
             gap = float(np.abs(ours.numpy() - theirs).max())
             if not gap <= _TOLERANCE:
                 raise CompressionError(f"output {name} of the exported model differs from torch by {gap:.2g}")
+
+
+def _run(payload: bytes, frames: NDArray[np.uint8], output_names: tuple[str, ...]) -> list[NDArray[np.float32]]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
+        outputs: list[NDArray[np.float32]] = session.run(list(output_names), {"images": frames})
+    except RUNTIME_ERRORS as exc:
+        raise CompressionError(f"ONNX Runtime cannot run the exported model on {len(frames)} frames: {exc}") from exc
+    return outputs

@@ -31,7 +31,8 @@ def build_golden(int8_path: Path, images: NDArray[np.uint8], n: int = 16) -> byt
     `tolerance` float32 []. A device passes when no probability and no embedding component differs by more than
     `tolerance`. Three quarters of the frames are ones the model is sure of, spread over the classes it predicts; the
     rest it is least sure of, where mistakes show first. Fewer than `n` images give fewer frames. The same inputs give
-    the same bytes. Raises CompressionError without images, or when this very machine is too far from its own reference to define one.
+    the same bytes. Raises CompressionError without images, or when this very machine is too far from its own float
+    reference to set an example.
     """
     if len(images) == 0 or n < 1:
         raise CompressionError("golden inputs need at least one image")

@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import (
-    Fail,
-    InvalidArgument,
-    InvalidGraph,
-    InvalidProtobuf,
-    NoSuchFile,
-    RuntimeException,
-)
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from curate.errors import CompressionError
 
-_RUNTIME_ERRORS = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, RuntimeException)
+RUNTIME_ERRORS = (
+    runtime.Fail,
+    runtime.InvalidArgument,
+    runtime.InvalidGraph,
+    runtime.InvalidProtobuf,
+    runtime.NoSuchFile,
+    runtime.NotImplemented,
+    runtime.RuntimeException,
+)
+"""What ONNX Runtime raises; these classes share no base but Exception."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class OnnxClassifier:
             metadata = self._session.get_modelmeta().custom_metadata_map
             self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
             height, width, channels = json.loads(metadata["frame_shape"])
-        except (OSError, KeyError, ValueError, *_RUNTIME_ERRORS) as exc:
+        except (OSError, KeyError, ValueError, *RUNTIME_ERRORS) as exc:
             raise CompressionError(f"{path.name} is not a usable classifier: {exc}") from exc
         self.frame_shape: tuple[int, int, int] = (height, width, channels)
 
@@ -72,7 +74,7 @@ class OnnxClassifier:
     def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         try:
             probabilities, embeddings = self._session.run(["probabilities", "embedding"], {"images": images})
-        except _RUNTIME_ERRORS as exc:
+        except RUNTIME_ERRORS as exc:
             raise CompressionError(f"the model failed on {len(images)} frames: {exc}") from exc
         return probabilities, embeddings
 

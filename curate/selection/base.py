@@ -66,7 +66,7 @@ class SelectionPolicy(BaseModel):
         description="Distinct sights that the coverage kernel holds; bounds its memory to 4 n² bytes.",
     )
     max_radius: float = Field(default=1.0, gt=0, description="Kernel radius on the unit sphere with few labels.")
-    min_radius: float = Field(default=0.2, gt=0, description="Floor of the kernel radius with many labels.")
+    min_radius: float = Field(default=0.5, gt=0, description="Floor of the kernel radius with many labels.")
 
     def digest(self) -> str:
         """Return the SHA-256 (hex) of the policy's canonical JSON."""

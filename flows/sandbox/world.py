@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from curate.errors import ConfigError
 from flows.sandbox.fashion_mnist import FashionMnist
@@ -182,8 +181,7 @@ def _view_burst(
     garment: NDArray[np.uint8], length: int, config: WorldConfig, look: _Look, rng: np.random.Generator
 ) -> _BurstView:
     """Lay the garment out and plan how it moves: a smooth walk within the shift limit, in slowly changing light."""
-    scene = _lay_out(garment, rng.uniform(-config.max_tilt_deg, config.max_tilt_deg), look.background)
-    scene = _blur(scene, look.blur_px)
+    scene = _blur(_lay_out(garment, look.background), look.blur_px)
     limit = config.max_shift_px
     start = rng.uniform(-limit, limit, size=2)
     steps = rng.normal(0.0, 0.45, size=(length, 2))
@@ -193,12 +191,10 @@ def _view_burst(
     return _BurstView(scene, shifts, level * (1.0 + sway))
 
 
-def _lay_out(garment: NDArray[np.uint8], tilt_deg: float, background: float) -> NDArray[np.float32]:
-    """The garment, turned, on a plain backdrop: grey levels, float32 [36, 36]."""
-    cloth = Image.fromarray(np.pad(garment, _MARGIN_PX))
-    turned = cloth.rotate(tilt_deg, Image.Resampling.BILINEAR)
-    cover = np.asarray(turned, dtype=np.float32) / np.float32(255)
-    return background + np.float32(_GARMENT_LEVELS - background) * cover
+def _lay_out(garment: NDArray[np.uint8], background: float) -> NDArray[np.float32]:
+    """The garment on a plain backdrop: grey levels, float32 [36, 36]."""
+    cover = np.pad(garment, _MARGIN_PX).astype(np.float32) / np.float32(255)
+    return np.float32(background) + np.float32(_GARMENT_LEVELS - background) * cover
 
 
 def _reflect(path: NDArray[np.float64], limit: int) -> NDArray[np.float64]:

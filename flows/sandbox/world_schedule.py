@@ -50,10 +50,10 @@ class CameraStyle(_Model):
 class Dusk(_Model):
     """How dusk changes a frame: `light` and `tint` multiply, noise is added, `blur_px` is the sigma of a Gaussian."""
 
-    light: float = 0.38
+    light: float = 0.30
     tint: tuple[float, float, float] = (0.88, 0.95, 1.12)
-    extra_noise_levels: float = 7.0
-    blur_px: float = 1.0
+    extra_noise_levels: float = 8.0
+    blur_px: float = 1.2
 
 
 DEFAULT_CAMERAS = (
@@ -97,7 +97,6 @@ class WorldConfig(_Model):
     min_burst_frames: int = Field(default=8, ge=1)
     max_burst_frames: int = 30
     max_shift_px: int = Field(default=2, ge=0, le=2)
-    max_tilt_deg: float = Field(default=0.0, ge=0.0, le=45.0)
     light_range: float = Field(default=0.25, ge=0.0, lt=1.0)
     drift_camera: str = "cam-3"
     drift_from_frame: int | None = Field(default=None, ge=0)

@@ -23,17 +23,17 @@ class FakeBlobStore:
         self.operations: list[tuple[str, str]] = []
         self.refuse: dict[str, Error] = {}
         self.is_down = False
-        self._before: deque[Error] = deque()
-        self._after: deque[Error] = deque()
+        self._before: deque[Error | None] = deque()
+        self._after: deque[Error | None] = deque()
         self._lock = threading.Lock()
 
-    def fail_next(self, count: int, error: Error | None = None) -> None:
-        """Fail the next `count` operations before they take effect."""
-        self._before.extend([error or StorageUnavailableError("connection refused")] * count)
+    def fail_next(self, count: int, error: Error | None = None, *, after: int = 0) -> None:
+        """Let `after` operations pass, then fail `count` before they take effect."""
+        self._before.extend([None] * after + [error or StorageUnavailableError("connection refused")] * count)
 
-    def commit_then_fail_next(self, count: int) -> None:
-        """Let the next `count` writes take effect and then fail."""
-        self._after.extend([StorageUnavailableError("the answer was lost")] * count)
+    def commit_then_fail_next(self, count: int, *, after: int = 0) -> None:
+        """Let `after` writes pass, then let `count` take effect and fail."""
+        self._after.extend([None] * after + [StorageUnavailableError("the answer was lost")] * count)
 
     def heal(self) -> None:
         """Forget every fault."""
@@ -100,9 +100,13 @@ class FakeBlobStore:
         for prefix, error in self.refuse.items():
             if key.startswith(prefix):
                 raise error
-        if self._before:
-            raise self._before.popleft()
+        _raise_first(self._before)
 
     def _lose_answer(self) -> None:
-        if self._after:
-            raise self._after.popleft()
+        _raise_first(self._after)
+
+
+def _raise_first(faults: deque[Error | None]) -> None:
+    fault = faults.popleft() if faults else None
+    if fault is not None:
+        raise fault

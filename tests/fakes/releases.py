@@ -7,18 +7,21 @@ import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curate.contracts.assignment import Assignment, CapturePolicySpec
 from curate.contracts.ids import BootId, DeviceId
 from curate.contracts.release import ModelSpec, ReleaseManifest
-from curate.contracts.telemetry import DeviceCounters, UpdateEvent
+from curate.contracts.telemetry import DeviceCounters, ReportedState, UpdateEvent
 from curate.release.assignments import assign
 from curate.release.manifest import ReleaseDraft
 from curate.release.publish import publish_release
 from curate.release.repository import init_repository
 from curate.storage.local import LocalBlobStore
+from curate.storage.ports import BlobStore
 from edge_agent.inference import LiveModel
 from edge_agent.report import DeviceReport
 from edge_agent.repository import SignedRepository
@@ -32,7 +35,7 @@ SPEC = ModelSpec(kind="classification", class_names=CLASSES, height=SIZE, width=
 DEVICE = "cam-1"
 
 
-def answer(images: np.ndarray, bias: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def answer(images: NDArray[np.uint8], bias: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Compute what the tiny model answers, in numpy: probabilities [N, 3] and embedding [N, 3]."""
     mean = images.reshape(len(images), -1).astype(np.float64).mean(axis=1, keepdims=True) / 255.0
     embedding = mean @ np.array([[-4.0, 0.0, 4.0]]) + np.array([[2.0 + bias, 0.5, -2.0 - bias]])
@@ -40,7 +43,7 @@ def answer(images: np.ndarray, bias: float = 0.0) -> tuple[np.ndarray, np.ndarra
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32), embedding.astype(np.float32)
 
 
-def golden_bytes(bias: float = 0.0, **replaced: np.ndarray) -> bytes:
+def golden_bytes(bias: float = 0.0, **replaced: NDArray[Any]) -> bytes:
     """Return a golden file of three frames; `replaced` puts other arrays in."""
     levels = np.array([10, 128, 245], np.uint8)
     images = np.broadcast_to(levels[:, None, None, None], (3, SIZE, SIZE, 3)).copy()
@@ -68,10 +71,11 @@ class Publisher:
 
     folder: Path
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    bucket: BlobStore | None = None
 
     def __post_init__(self) -> None:
         self.keys = self.folder / "keys"
-        self.store = LocalBlobStore(self.folder / "bucket")
+        self.store = self.bucket or LocalBlobStore(self.folder / "bucket")
         self.root = init_repository(self.store, self.keys, self.now)
 
     def publish(self, release_id: str, bias: float = 0.0, golden: bytes | None = None) -> ReleaseManifest:
@@ -112,6 +116,8 @@ class Device:
             policy_sink=self.policies.append,
             report=self.report,
             limits=self._limits,
+            interval_s=0.01,
+            max_backoff_s=0.05,
             rng=random.Random(0),
         )
         self.updater.restore(self.now)
@@ -124,14 +130,21 @@ class Device:
     @property
     def outcomes(self) -> list[str]:
         """What the heartbeat tells of updates, oldest first."""
-        state = self.report.state(
+        return [event.outcome for event in self._heartbeat().updates]
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """How often which error was counted since the restart."""
+        return self._heartbeat().errors
+
+    def _heartbeat(self) -> ReportedState:
+        return self.report.state(
             device_id=DeviceId(DEVICE),
             boot_id=BootId("boot"),
             now=self.now,
             counters=DeviceCounters(),
             quarantined=0,
         )
-        return [event.outcome for event in state.updates]
 
     @property
     def release_id(self) -> str | None:

@@ -69,7 +69,7 @@ def test_the_file_says_what_torch_says(model: TrainedClassifier, float_path: Pat
 
 
 def test_the_file_is_self_contained(float_path: Path, int8: tuple[Path, QuantizationResult]) -> None:
-    """Both files take raw uint8 frames, use only standard operators, hold no external data and no path of this machine."""
+    """Both files take raw uint8 frames, use standard operators only, and hold no external data and no build path."""
     for path in (float_path, int8[0]):
         proto = onnx.load(path, load_external_data=False)
         assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8

@@ -203,7 +203,7 @@ def test_a_capture_says_everything(tmp_path: Path, model: LoadedModel) -> None:
 
 
 def test_a_full_queue_drops_and_counts(tmp_path: Path, model: LoadedModel) -> None:
-    """When the disk does not keep up, the loop does not wait: the frame is selected, dropped and inferred all the same."""
+    """When the disk does not keep up, the loop does not wait: the frame is inferred, selected and dropped."""
     bench = Bench(tmp_path, KEEP_ALL, max_queued=2)
     bench.live.replace(model)
     bench.camera.add_frames(5)

@@ -154,7 +154,7 @@ def test_foreign_operators_are_refused_wherever_they_hide() -> None:
     inside = helper.make_model(helper.make_graph([], "g", [], []), functions=[function])
     top = helper.make_model(helper.make_graph([foreign], "g", [], []))
     for model in (top, in_a_branch(foreign), inside):
-        with pytest.raises(SelfCheckError, match="com.example"):
+        with pytest.raises(SelfCheckError, match=r"com\.example"):
             verify_self_contained(model.SerializeToString())
     context = helper.make_node("EPContext", [], ["y"], domain="com.microsoft")
     with pytest.raises(SelfCheckError, match="EPContext"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_the_cooldown_is_kept(cooldown: int) -> None:
     arm = UncertainArm(0.9, cooldown_frames=cooldown)
     kept = [i for i, score in enumerate(np.random.default_rng(1).random(600)) if arm.decide(float(score))]
     assert len(kept) > 10
-    assert min(b - a for a, b in zip(kept, kept[1:], strict=False)) == cooldown + 1
+    assert min(b - a for a, b in pairwise(kept)) == cooldown + 1
 
 
 def test_no_budget_keeps_nothing_and_all_of_it_keeps_nearly_all() -> None:

@@ -25,7 +25,7 @@ WAITING = st.lists(HELD, max_size=20, unique_by=lambda held: held.sequence)
 def test_a_plan_makes_room_and_gives_up_nothing_in_vain(
     waiting: list[Held], frozen_bytes: int, max_bytes: int, incoming_bytes: int, incoming_value: int
 ) -> None:
-    """An admitted newcomer fits, takes no place of something worth more, and the last eviction was needed; a refusal evicts nothing."""
+    """An admitted newcomer fits, displaces nothing worth more and nothing in vain; a refusal evicts nothing."""
     used = frozen_bytes + sum(held.size_bytes for held in waiting)
     plan = plan_eviction(
         waiting, used_bytes=used, max_bytes=max_bytes, incoming_bytes=incoming_bytes, incoming_value=incoming_value

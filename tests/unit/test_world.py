@@ -61,7 +61,7 @@ def _plain_camera(camera_id: str = "cam-1") -> CameraStyle:
 
 
 def _plain_config(**changes: object) -> WorldConfig:
-    style = {"cameras": (_plain_camera(),), "drift_camera": "cam-1", "max_tilt_deg": 0.0, "light_range": 0.0}
+    style = {"cameras": (_plain_camera(),), "drift_camera": "cam-1", "light_range": 0.0}
     return _config(**{**style, **changes})
 
 

@@ -1,0 +1,440 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import multiprocessing
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from curate.contracts.capture import Arm, BatchRecord
+from curate.contracts.telemetry import DeviceCounters
+from edge_agent.durable import load_header, persist_bytes, seal, unseal
+from edge_agent.errors import CorruptFileError, SpoolUnavailableError
+from edge_agent.ledger import Ledger
+from edge_agent.spool import Spool, SpoolLimits
+from edge_agent.spool_files import SpoolFolder
+from tests.fakes.captures import DEVICE, NOW, broken_laws, make_capture, make_feedback, make_jpeg
+from tests.fakes.doomed_agent import live
+from tests.fakes.power_cut import fast_folder, power_cut_before
+
+EAGER = SpoolLimits(min_free_bytes=0, batch_max_captures=4, batch_max_age_s=0.0)
+
+
+def open_spool(root: Path, *, limits: SpoolLimits = EAGER, boot_id: str = "boot1") -> Spool:
+    return Spool.open(root, limits, Ledger(), device_id=DEVICE, boot_id=boot_id)
+
+
+def put(spool: Spool, number: int, *, arms: tuple[Arm, ...] = (Arm.UNCERTAIN,), size_bytes: int = 300) -> bool:
+    jpeg = make_jpeg(number, size_bytes)
+    return spool.put(make_capture(number, jpeg, arms), jpeg)
+
+
+def flip_a_bit(path: Path, at: int = -5) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_sealed_file_gives_back_its_parts_and_notices_any_flipped_bit(tmp_path: Path) -> None:
+    """Whatever single bit of a sealed file flips, reading it fails instead of lying."""
+    raw = seal(b'{"a": 1}', b"payload")
+    assert unseal(raw) == (b'{"a": 1}', b"payload")
+    for at in range(len(raw)):
+        damaged = bytearray(raw)
+        damaged[at] ^= 1
+        with pytest.raises(CorruptFileError):
+            unseal(bytes(damaged))
+    (tmp_path / "f").write_bytes(raw[:-1])
+    with pytest.raises(CorruptFileError):
+        load_header(tmp_path / "f")
+
+
+def test_what_was_put_is_there_after_a_restart(tmp_path: Path) -> None:
+    """A reopened spool holds every capture and feedback with the same counters, ready to be frozen at once."""
+    spool = open_spool(tmp_path)
+    assert all(put(spool, number) for number in range(3))
+    spool.put_feedback(make_feedback(1))
+    again = open_spool(tmp_path, limits=SpoolLimits(min_free_bytes=0, batch_max_age_s=999.0), boot_id="boot2")
+    assert again.snapshot() == spool.snapshot()
+    batch = again.freeze_batch(NOW)
+    assert batch is not None
+    assert batch.name == "boot2-00000001"
+    record = BatchRecord.from_bytes(again.load_batch_record(batch) or b"")
+    assert [capture.capture_id for capture in record.captures] == ["capture-0", "capture-1", "capture-2"]
+    assert [feedback.feedback_id for feedback in record.feedback] == ["feedback-1"]
+
+
+def test_half_written_files_are_removed_at_open(tmp_path: Path) -> None:
+    """Temporary files of a crash are gone after opening and count as nothing."""
+    spool = open_spool(tmp_path)
+    put(spool, 1)
+    leftover = tmp_path / "captures" / "000000000002.capture.tmp"
+    leftover.write_bytes(b"half")
+    again = open_spool(tmp_path)
+    assert not leftover.exists()
+    assert again.snapshot().spooled == 1
+
+
+def test_a_frozen_batch_keeps_its_bytes_and_its_boot_over_restarts(tmp_path: Path) -> None:
+    """A batch that was not acknowledged is sent byte for byte the same by a later process, under its first name."""
+    spool = open_spool(tmp_path)
+    put(spool, 1)
+    batch = spool.freeze_batch(NOW)
+    assert batch is not None
+    raw = spool.load_batch_record(batch)
+    again = open_spool(tmp_path, boot_id="boot2")
+    assert [b.name for b in again.outstanding()] == ["boot1-00000001"]
+    assert again.load_batch_record(again.outstanding()[0]) == raw
+
+
+def test_an_acknowledgement_of_another_boot_or_a_lower_sequence_deletes_nothing(tmp_path: Path) -> None:
+    """Only what is acknowledged, by boot and sequence, leaves the disk."""
+    spool = open_spool(tmp_path)
+    for number in range(8):
+        put(spool, number)
+    first, second = spool.freeze_batch(NOW), spool.freeze_batch(NOW)
+    assert first is not None
+    assert second is not None
+    assert spool.acknowledge({"boot9": 5}) == 0
+    assert spool.acknowledge({"boot1": 1}) == 1
+    counters = spool.snapshot()
+    assert (counters.acknowledged, counters.uploaded, counters.pending) == (4, 4, 4)
+    assert len(list((tmp_path / "captures").iterdir())) == 4
+
+
+def test_a_damaged_capture_goes_to_quarantine_and_the_batch_goes_on(tmp_path: Path) -> None:
+    """One bad capture and one that vanished block nothing: both count as evicted and the others are frozen."""
+    spool = open_spool(tmp_path)
+    for number in range(4):
+        put(spool, number)
+    folder = SpoolFolder(tmp_path)
+    flip_a_bit(folder.capture_path(2))
+    folder.capture_path(3).unlink()
+    batch = spool.freeze_batch(NOW)
+    assert batch is not None
+    assert batch.captures == (1, 4)
+    counters = spool.snapshot()
+    assert (counters.spooled, counters.evicted, counters.pending) == (4, 2, 2)
+    assert spool.quarantined == 2
+    assert (tmp_path / "quarantine" / "000000000002.capture").exists()
+    assert "checksum" in (tmp_path / "quarantine" / "000000000002.capture.reason").read_text()
+    assert open_spool(tmp_path).snapshot() == counters
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_capture_damaged_between_two_runs_is_set_aside_at_open(tmp_path: Path, number: int) -> None:
+    """A capture whose header is unreadable at open, the newest included, counts as evicted; the laws hold."""
+    spool = open_spool(tmp_path)
+    for i in range(3):
+        put(spool, i)
+    flip_a_bit(SpoolFolder(tmp_path).capture_path(number), at=400)
+    again = open_spool(tmp_path)
+    counters = again.snapshot()
+    assert (counters.selected, counters.spooled, counters.evicted, counters.pending) == (3, 3, 1, 2)
+    assert broken_laws(counters) == []
+    assert again.quarantined == 1
+    assert put(again, 9)
+    assert again.snapshot().spooled == 4
+
+
+def test_a_damaged_batch_is_frozen_anew_and_counts_its_captures_once(tmp_path: Path) -> None:
+    """What a damaged batch named waits again, and is not counted as uploaded twice."""
+    spool = open_spool(tmp_path)
+    put(spool, 1)
+    spool.put_feedback(make_feedback(1))
+    batch = spool.freeze_batch(NOW)
+    assert batch is not None
+    spool.mark_uploaded(batch)
+    flip_a_bit(SpoolFolder(tmp_path).batch_path(batch))
+    again = open_spool(tmp_path, boot_id="boot2")
+    assert again.load_batch_record(again.unacknowledged()[0]) is None
+    second = again.freeze_batch(NOW)
+    assert second is not None
+    assert (second.name, second.captures, second.feedback) == ("boot2-00000001", (1,), (1,))
+    again.mark_uploaded(second)
+    assert again.snapshot().uploaded == 1
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_losing_the_state_loses_no_capture(tmp_path: Path, damage: str) -> None:
+    """Without a readable state file the counters come from the newest capture."""
+    spool = open_spool(tmp_path)
+    for number in range(3):
+        put(spool, number)
+    before = spool.snapshot()
+    spool.persist()
+    if damage == "flip":
+        flip_a_bit(tmp_path / "state")
+    else:
+        (tmp_path / "state").unlink()
+    assert open_spool(tmp_path).snapshot() == before
+
+
+def test_feedback_that_cannot_be_read_stays_pending(tmp_path: Path) -> None:
+    """Damaged feedback was never delivered: it goes to quarantine and stays counted as pending."""
+    spool = open_spool(tmp_path)
+    spool.put_feedback(make_feedback(1))
+    spool.put_feedback(make_feedback(2))
+    flip_a_bit(SpoolFolder(tmp_path).feedback_path(1))
+    batch = spool.freeze_batch(NOW)
+    assert batch is not None
+    assert batch.feedback == (2,)
+    spool.acknowledge({"boot1": 1})
+    counters = spool.snapshot()
+    assert (counters.feedback_spooled, counters.feedback_acknowledged, counters.feedback_pending) == (2, 1, 1)
+    assert open_spool(tmp_path).snapshot() == counters
+
+
+def test_a_full_spool_gives_up_ordinary_captures_first_and_never_frozen_ones(tmp_path: Path) -> None:
+    """Over its limit the spool evicts an ordinary capture, then drops a newcomer that is worth less than the rest."""
+    probe = open_spool(tmp_path / "probe")
+    put(probe, 1, arms=(Arm.RANDOM,))
+    size_bytes = SpoolFolder(tmp_path / "probe").capture_path(1).stat().st_size
+    limits = SpoolLimits(
+        max_bytes=3 * size_bytes + 300, min_free_bytes=0, batch_max_captures=1, batch_max_age_s=0.0, max_batches=1
+    )
+    spool = open_spool(tmp_path / "spool", limits=limits)
+    put(spool, 1)
+    assert spool.freeze_batch(NOW) is not None
+    put(spool, 2, arms=(Arm.RANDOM,))
+    put(spool, 3)
+    assert put(spool, 4, arms=(Arm.DISMISSED,))
+    assert not put(spool, 5)
+    counters = spool.snapshot()
+    assert (counters.evicted, counters.dropped, counters.pending) == (1, {"spool_full": 1}, 3)
+    assert [n for n, _ in SpoolFolder(tmp_path / "spool").numbered(tmp_path / "spool" / "captures", ".capture")] == [
+        1,
+        2,
+        4,
+    ]
+
+
+def test_a_disk_without_room_drops_captures_and_says_why(tmp_path: Path) -> None:
+    """Below the reserve of free room a capture is dropped as `disk_full`, counted, and nothing raises."""
+    spool = open_spool(tmp_path, limits=SpoolLimits(min_free_bytes=1 << 60))
+    assert not put(spool, 1)
+    assert spool.snapshot().dropped == {"disk_full": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(errno.ENOSPC, "disk_full"), (errno.EIO, "disk_error"), (errno.EROFS, "disk_error")]
+)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_refuses_drops_the_capture_and_refuses_the_feedback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, reason: str
+) -> None:
+    """What was reported as not kept never turns up later; the laws hold, also after a restart."""
+    spool = open_spool(tmp_path)
+    put(spool, 1)
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        assert not put(spool, 2)
+        with pytest.raises(SpoolUnavailableError):
+            spool.put_feedback(make_feedback(1))
+    counters = spool.snapshot()
+    assert counters.dropped == {reason: 1}
+    assert broken_laws(counters) == []
+    spool.persist()
+    again = open_spool(tmp_path)
+    assert again.snapshot() == counters
+    assert put(again, 3)
+    again.put_feedback(make_feedback(2))
+    assert again.snapshot().feedback_spooled == 1
+
+
+def test_a_file_left_by_a_put_that_was_reported_as_failed_is_removed_at_open(tmp_path: Path) -> None:
+    """A capture file numbered above the newest truth is a leftover, not a capture."""
+    spool = open_spool(tmp_path)
+    put(spool, 1)
+    folder = SpoolFolder(tmp_path)
+    put(spool, 2)
+    stray = folder.capture_path(2).read_bytes()
+    folder.capture_path(2).unlink()
+    (tmp_path / "state").unlink()
+    spool = open_spool(tmp_path)
+    for _ in range(9):
+        spool.add_bytes_uploaded(1)
+        spool.persist()
+    folder.capture_path(2).write_bytes(stray)
+    again = open_spool(tmp_path)
+    assert again.snapshot().pending == 1
+    assert not folder.capture_path(2).exists()
+
+
+def test_feedback_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    """A flood of feedback cannot fill the disk: the caller hears that it was not kept."""
+    spool = open_spool(tmp_path, limits=SpoolLimits(max_feedback=2))
+    spool.put_feedback(make_feedback(1))
+    spool.put_feedback(make_feedback(2))
+    with pytest.raises(SpoolUnavailableError):
+        spool.put_feedback(make_feedback(3))
+    assert spool.snapshot().feedback_spooled == 2
+
+
+def test_a_kept_prediction_is_remembered_after_it_has_left(tmp_path: Path) -> None:
+    """A late dismissal of a capture that was acknowledged already does not capture the frame again."""
+    spool = open_spool(tmp_path)
+    put(spool, 1)
+    spool.freeze_batch(NOW)
+    spool.acknowledge({"boot1": 1})
+    assert spool.held_captures == 0
+    assert spool.is_captured("prediction-1")
+    assert not spool.is_captured("prediction-2")
+
+
+def test_threads_do_not_lose_or_double_anything(tmp_path: Path) -> None:
+    """Captures, feedback, frames, freezing and acknowledging at once leave exact counters."""
+    spool = open_spool(tmp_path, limits=SpoolLimits(min_free_bytes=0, batch_max_captures=3, batch_max_age_s=0.0))
+    done = threading.Event()
+
+    def sync() -> None:
+        while not done.is_set() or spool.held_captures:
+            batch = spool.freeze_batch(NOW)
+            if batch is not None:
+                spool.mark_uploaded(batch)
+                spool.acknowledge({"boot1": batch.sequence})
+
+    def tell() -> None:
+        for number in range(30):
+            spool.put_feedback(make_feedback(number))
+
+    workers = [threading.Thread(target=tell), threading.Thread(target=sync)]
+    workers += [
+        threading.Thread(target=lambda first=first: [put(spool, n) for n in range(first, first + 15)])
+        for first in (0, 100)
+    ]
+    for worker in workers:
+        worker.start()
+    workers[0].join()
+    for worker in workers[2:]:
+        worker.join()
+    done.set()
+    workers[1].join()
+    counters = spool.snapshot()
+    assert broken_laws(counters) == []
+    assert (counters.spooled, counters.uploaded, counters.acknowledged, counters.pending) == (30, 30, 30, 0)
+    assert counters.feedback_spooled == 30
+
+
+def scene(root: Path) -> Spool:
+    """A full spool with one batch acknowledgeable, one uploaded before a restart, and things waiting."""
+    spool = open_spool(root, limits=CRAMPED)
+    for number in range(1, 8):
+        put(spool, number, size_bytes=500)
+    spool.put_feedback(make_feedback(1))
+    first, second = spool.freeze_batch(NOW), spool.freeze_batch(NOW)
+    assert first is not None
+    assert second is not None
+    spool.mark_uploaded(first)
+    return spool
+
+
+CRAMPED = SpoolLimits(max_bytes=17_000, min_free_bytes=0, batch_max_captures=3, batch_max_age_s=0.0)
+OPERATIONS: dict[str, Callable[[Spool], object]] = {
+    "put": lambda spool: put(spool, 50),
+    "put that evicts": lambda spool: put(spool, 50, arms=(Arm.RANDOM,), size_bytes=3000),
+    "feedback": lambda spool: spool.put_feedback(make_feedback(50)),
+    "freeze": lambda spool: spool.freeze_batch(NOW),
+    "mark": lambda spool: spool.mark_uploaded(spool.outstanding()[0]),
+    "acknowledge": lambda spool: spool.acknowledge({"boot1": 2}),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def outcome_of(operation: str, system_call: int) -> tuple[bool, DeviceCounters, DeviceCounters, list[str]]:
+    """Cut the power in an operation; return (was cut, counters before, counters and files after a restart)."""
+    with fast_folder() as name:
+        root = Path(name)
+        spool = scene(root)
+        before = spool.snapshot()
+        with power_cut_before(system_call) as cut:
+            OPERATIONS[operation](spool)
+        again = open_spool(root, limits=CRAMPED, boot_id="boot2")
+        files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*"))
+        assert broken_laws(again.snapshot()) == []
+        assert again.held_captures == sum(file.endswith(".capture") for file in files) == again.snapshot().pending
+        return bool(cut), before, again.snapshot(), files
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_power_cut_at_any_system_call_leaves_all_or_nothing(operation: str) -> None:
+    """Whichever sync, rename or removal is the last, the reopened spool is as before the operation or as after it."""
+    cut, before, after, files_after = outcome_of(operation, 10**6)
+    assert not cut
+    outcomes = []
+    for system_call in itertools.count(1):
+        cut, _, counters, files = outcome_of(operation, system_call)
+        outcomes.append((counters, files))
+        if not cut:
+            break
+    assert len(outcomes) > 3
+    assert outcomes[0][0] == before
+    assert outcomes[-1] == (after, files_after)
+    # An eviction commits by itself, before the capture it makes room for.
+    half_way = [outcome for outcome in outcomes if before.evicted < outcome[0].evicted and outcome[0] != after]
+    assert bool(half_way) == (operation == "put that evicts")
+    assert all(outcome in (outcomes[0], outcomes[-1], *half_way[:1]) for outcome in outcomes)
+
+
+def test_a_durable_write_syncs_the_file_before_the_rename_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of system calls is fsync(file), rename, fsync(folder): neither half a file nor a forgotten name."""
+    calls: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
+    persist_bytes(tmp_path / "f", b"new")
+    assert calls == ["fsync", "replace", "fsync"]
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def receive_all(connection: Connection) -> Iterator[str]:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            yield connection.recv_bytes().decode()
+
+
+def test_kill_9_loses_no_capture_that_was_reported_as_kept(tmp_path: Path) -> None:
+    """Over 20 kills at random moments, every put a child was sure of is on disk or acknowledged; the laws hold."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.fakes.doomed_agent"])
+    rng = random.Random(20)
+    said: list[str] = []
+    for life in range(20):
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=live, args=(theirs, str(tmp_path / "spool"), f"boot{life}", life * 100_000))
+        child.start()
+        theirs.close()
+        said.append(ours.recv_bytes().decode())
+        time.sleep(rng.uniform(0.0, 0.08))
+        child.kill()
+        said.extend(receive_all(ours))
+        ours.close()
+        child.join()
+        child.close()
+    kept = {line.split()[1] for line in said if line.startswith("kept")}
+    leaving = {name for line in said if line.startswith("leaving") for name in line.split()[1:]}
+    spool = open_spool(tmp_path / "spool", boot_id="last")
+    folder = SpoolFolder(tmp_path / "spool")
+    held = {folder.load_capture(n)[0].capture_id for n, _ in folder.numbered(folder.captures, ".capture")}
+    counters = spool.snapshot()
+    assert len(kept) >= 20
+    assert kept - leaving <= held
+    assert broken_laws(counters) == []
+    assert counters.evicted == spool.quarantined == 0
+    assert counters.pending == len(held)
+    assert counters.spooled >= len(kept | held)
+    assert counters.frames_inferred >= counters.spooled

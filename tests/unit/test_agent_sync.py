@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from curate.contracts import paths
+from curate.contracts.assignment import Acknowledgement
+from curate.contracts.capture import BatchRecord
+from curate.contracts.telemetry import ReportedState, UpdateEvent
+from curate.errors import AccessDeniedError
+from edge_agent.ledger import Ledger
+from edge_agent.report import DeviceReport
+from edge_agent.spool import Spool, SpoolLimits
+from edge_agent.spool_files import SpoolFolder
+from edge_agent.sync_loop import SyncLoop, SyncPolicy
+from tests.fakes.blob_store import FakeBlobStore
+from tests.fakes.captures import DEVICE, NOW, make_capture, make_feedback, make_jpeg
+from tests.fakes.power_cut import power_cut_before
+
+LIMITS = SpoolLimits(min_free_bytes=0, batch_max_captures=2, batch_max_age_s=0.0, max_batches=8)
+
+
+class Device:
+    """One agent's spool and sync loop with a clock of its own."""
+
+    def __init__(self, root: Path, store: FakeBlobStore, *, boot_id: str = "boot1") -> None:
+        self.now_s = 1000.0
+        self.ledger = Ledger()
+        self.spool = Spool.open(
+            root / "spool", LIMITS, self.ledger, device_id=DEVICE, boot_id=boot_id, monotonic=lambda: self.now_s
+        )
+        self.report = DeviceReport(root / "updates.json", agent_version="1.2.3")
+        self.loop = SyncLoop(
+            self.spool,
+            store,
+            self.report,
+            SyncPolicy(heartbeat_s=15.0, resend_after_s=900.0, batches_per_turn=4),
+            monotonic=lambda: self.now_s,
+            rng=random.Random(3),
+        )
+
+    def put(self, *numbers: int) -> None:
+        for number in numbers:
+            jpeg = make_jpeg(number)
+            assert self.spool.put(make_capture(number, jpeg), jpeg)
+
+    def turn(self, after_s: float = 2.0) -> bool:
+        self.now_s += after_s
+        return self.loop.turn(NOW)
+
+
+def acknowledge(store: FakeBlobStore, **through: int) -> None:
+    document = Acknowledgement(device_id=DEVICE, through=through, updated_at=NOW)
+    store.blobs[paths.ack_key(DEVICE)] = document.to_bytes()
+
+
+@pytest.fixture
+def store() -> FakeBlobStore:
+    return FakeBlobStore()
+
+
+@pytest.fixture
+def device(tmp_path: Path, store: FakeBlobStore) -> Device:
+    return Device(tmp_path, store)
+
+
+def test_blobs_go_before_their_record_and_batches_go_in_order(device: Device, store: FakeBlobStore) -> None:
+    """No record is visible before its images, and a boot's batches appear in sequence."""
+    device.put(1, 2, 3, 4)
+    device.turn()
+    puts = [key for key in store.keys("put") if not key.startswith("twin/")]
+    first, second = paths.inbox_key(DEVICE, "boot1", 1), paths.inbox_key(DEVICE, "boot1", 2)
+    assert [puts.index(first), puts.index(second)] == [2, 5]
+    record = BatchRecord.from_bytes(store.blobs[second])
+    assert [capture.frame_index for capture in record.captures] == [3, 4]
+    assert store.blobs[paths.capture_key(DEVICE, record.captures[0].image.sha256)] == make_jpeg(3)
+    assert device.spool.snapshot().uploaded == 4
+
+
+def test_nothing_is_deleted_before_the_acknowledgement_and_all_of_it_after(
+    device: Device, store: FakeBlobStore, tmp_path: Path
+) -> None:
+    """Uploaded captures stay on disk until `through` covers their batch."""
+    device.put(1, 2)
+    device.spool.put_feedback(make_feedback(1))
+    device.turn()
+    device.turn()
+    assert device.spool.snapshot().pending == 2
+    acknowledge(store, boot1=1)
+    device.turn()
+    counters = device.spool.snapshot()
+    assert (counters.acknowledged, counters.pending, counters.feedback_pending) == (2, 0, 0)
+    assert [path for name in ("captures", "feedback", "outbox") for path in (tmp_path / "spool" / name).iterdir()] == []
+
+
+def test_bytes_uploaded_are_what_was_sent(device: Device, store: FakeBlobStore) -> None:
+    """The counter is the sum of images and records put; a blob sent before a failure is not sent again."""
+    device.put(1, 2)
+    store.fail_next(1, after=4)  # acknowledgement, heartbeat, two blobs pass; the record fails
+    device.turn()
+    device.turn(60.0)
+    blobs = [key for key in store.keys("put") if key.startswith(paths.CAPTURES)]
+    assert len(blobs) == len(set(blobs)) == 2
+    record = store.blobs[paths.inbox_key(DEVICE, "boot1", 1)]
+    assert device.spool.snapshot().bytes_uploaded == 600 + len(record)
+
+
+def test_an_answer_lost_on_the_way_counts_the_batch_once(device: Device, store: FakeBlobStore) -> None:
+    """A record that was taken although the put failed is sent again, the same, and counted once."""
+    device.put(1, 2)
+    store.commit_then_fail_next(1, after=3)
+    device.turn()
+    raw = store.blobs[paths.inbox_key(DEVICE, "boot1", 1)]
+    assert device.spool.snapshot().uploaded == 0
+    device.turn(60.0)
+    assert store.blobs[paths.inbox_key(DEVICE, "boot1", 1)] == raw
+    assert device.spool.snapshot().uploaded == 2
+
+
+def test_an_acknowledgement_of_an_upload_we_never_heard_back_from_counts_it_as_uploaded(
+    device: Device, store: FakeBlobStore
+) -> None:
+    """When the cloud has it, it was uploaded: uploaded and acknowledged agree."""
+    device.put(1, 2)
+    store.commit_then_fail_next(1, after=3)
+    device.turn()
+    acknowledge(store, boot1=1)
+    device.turn(60.0)
+    counters = device.spool.snapshot()
+    assert (counters.uploaded, counters.acknowledged) == (2, 2)
+
+
+def test_after_a_restart_only_unfinished_uploads_are_sent_again(
+    device: Device, store: FakeBlobStore, tmp_path: Path
+) -> None:
+    """A batch known to be uploaded rests until acknowledged; one that was not is sent, older boots first."""
+    device.put(1, 2)
+    device.turn()
+    device.put(3, 4)
+    store.fail_next(1, after=1)
+    device.turn()
+    again = Device(tmp_path, store, boot_id="boot2")
+    again.put(5, 6)
+    store.operations.clear()
+    again.turn()
+    inbox = [key for key in store.keys("put") if key.startswith(paths.INBOX)]
+    assert inbox == [paths.inbox_key(DEVICE, "boot1", 2), paths.inbox_key(DEVICE, "boot2", 1)]
+    assert again.spool.snapshot().uploaded == 6
+
+
+def test_a_batch_nobody_acknowledges_is_sent_again_after_long(device: Device, store: FakeBlobStore) -> None:
+    """A store that lost what it had accepted gets it again, byte for byte, without counting captures twice."""
+    device.put(1, 2)
+    device.turn()
+    lost = dict(store.blobs)
+    store.blobs.clear()
+    device.turn(800.0)
+    assert paths.inbox_key(DEVICE, "boot1", 1) not in store.blobs
+    device.turn(200.0)
+    assert {key: raw for key, raw in store.blobs.items() if not key.startswith("twin/")} == {
+        key: raw for key, raw in lost.items() if not key.startswith("twin/")
+    }
+    assert device.spool.snapshot().uploaded == 2
+
+
+def test_a_link_that_is_down_is_logged_once_and_its_return_once(
+    device: Device, store: FakeBlobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long the outage, the log holds one line for its start and one for its end; nothing is lost."""
+    caplog.set_level(logging.INFO)
+    store.is_down = True
+    device.put(1, 2)
+    for _ in range(50):
+        device.turn(61.0)
+    assert device.spool.snapshot().pending == 2
+    store.heal()
+    for _ in range(3):
+        device.turn(61.0)
+    lines = [record.getMessage() for record in caplog.records if "link" in record.getMessage()]
+    assert [("down" in line, "back" in line) for line in lines] == [(True, False), (False, True)]
+    assert device.spool.snapshot().uploaded == 2
+
+
+def test_a_link_that_is_down_is_asked_ever_more_rarely(device: Device, store: FakeBlobStore) -> None:
+    """Over an hour of outage with a turn every 2 s the agent tries far less often than it turns."""
+    store.is_down = True
+    device.put(1, 2)
+    for _ in range(1800):
+        device.turn(2.0)
+    assert 60 <= len(store.operations) <= 300
+
+
+def test_the_disk_work_goes_on_while_the_link_rests(device: Device, store: FakeBlobStore) -> None:
+    """Batches are frozen up to the limit during an outage, and captures beyond it wait."""
+    store.is_down = True
+    device.put(*range(20))
+    device.turn()
+    device.turn(0.0)
+    assert len(device.spool.unacknowledged()) == LIMITS.max_batches
+    store.heal()
+    for _ in range(8):
+        device.turn(61.0)
+        acknowledge(store, boot1=len([key for key in store.blobs if key.startswith(paths.INBOX)]))
+    assert device.spool.snapshot().pending == 0
+
+
+def test_denied_access_rests_one_step_long_and_is_logged_once(
+    device: Device, store: FakeBlobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key that may not upload still reports; the refusal is one log line and a slow retry."""
+    store.refuse[paths.CAPTURES] = AccessDeniedError("not yours")
+    device.put(1, 2)
+    for _ in range(100):
+        device.turn(2.0)
+    assert len([key for key in store.keys("put") if key.startswith(paths.CAPTURES)]) == 1
+    assert len([key for key in store.keys("put") if key.startswith("twin/")]) >= 10
+    assert [record.getMessage() for record in caplog.records if "refused" in record.getMessage()] == [
+        "upload was refused: not yours"
+    ]
+    store.heal()
+    device.turn(300.0)
+    assert device.spool.snapshot().uploaded == 2
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"not json",
+        b'{"device_id": "cam-2", "through": {"boot1": 9}, "updated_at": "2026-11-02T12:00:00Z"}',
+        b"x" * 2_000_000,
+    ],
+)
+def test_a_bad_acknowledgement_deletes_nothing_and_blocks_nothing(
+    device: Device, store: FakeBlobStore, raw: bytes
+) -> None:
+    """Garbage, another device's document or a huge one is refused; uploads and heartbeats go on."""
+    store.blobs[paths.ack_key(DEVICE)] = raw
+    device.put(1, 2)
+    device.turn()
+    device.put(3, 4)
+    device.turn()
+    assert device.spool.snapshot().pending == 4
+    assert device.spool.snapshot().uploaded == 4
+
+
+def test_a_capture_that_vanishes_after_freezing_does_not_block_its_batch(
+    device: Device, store: FakeBlobStore, tmp_path: Path
+) -> None:
+    """The rest of the batch and its record go; the lost one counts as evicted and never as uploaded."""
+    store.is_down = True
+    device.put(1, 2)
+    device.turn()
+    store.heal()
+    SpoolFolder(tmp_path / "spool").capture_path(1).unlink()
+    device.turn(61.0)
+    acknowledge(store, boot1=1)
+    device.turn(61.0)
+    counters = device.spool.snapshot()
+    assert (counters.evicted, counters.uploaded, counters.acknowledged, counters.pending) == (1, 1, 1, 0)
+
+
+def test_the_heartbeat_says_what_the_device_knows(device: Device, store: FakeBlobStore) -> None:
+    """reported.json carries versions, counters, errors and updates, at most once per interval."""
+    device.report.set_release("r7")
+    device.report.set_assignment(4, "busy")
+    device.report.count_error("SelfCheckError")
+    device.report.record_update(UpdateEvent(at=NOW, outcome="swapped", release_id="r7", swap_gap_ms=1.5, frames_lost=0))
+    device.ledger.frame_inferred(500)
+    device.put(1)
+    device.turn()
+    device.turn()
+    state = ReportedState.from_bytes(store.blobs[paths.reported_key(DEVICE)])
+    assert (state.device_id, state.boot_id, state.agent_version) == (DEVICE, "boot1", "1.2.3")
+    assert (state.release_id, state.assignment_version, state.policy_version) == ("r7", 4, "busy")
+    assert state.errors == {"SelfCheckError": 1}
+    assert [event.outcome for event in state.updates] == ["swapped"]
+    assert (state.counters.frames_seen, state.counters.spooled, state.counters.bytes_seen) == (1, 1, 500)
+    assert store.keys("put").count(paths.reported_key(DEVICE)) == 1
+    device.turn(15.0)
+    assert store.keys("put").count(paths.reported_key(DEVICE)) == 2
+
+
+def test_update_events_survive_a_restart_and_only_the_newest_are_kept(tmp_path: Path) -> None:
+    """A refusal is still told by the next process; the list is bounded; a damaged file starts empty."""
+    report = DeviceReport(tmp_path / "updates.json", agent_version="1")
+    for number in range(25):
+        report.record_update(UpdateEvent(at=NOW, outcome="refused", detail=str(number)))
+
+    def details() -> list[str | None]:
+        again = DeviceReport(tmp_path / "updates.json", agent_version="1")
+        state = again.state(device_id=DEVICE, boot_id="b", now=NOW, counters=Ledger().snapshot(), quarantined=0)
+        return [event.detail for event in state.updates]
+
+    assert details() == [str(number) for number in range(5, 25)]
+    (tmp_path / "updates.json").write_bytes(b"{")
+    assert details() == []
+
+
+def test_a_power_cut_between_the_record_and_its_mark_counts_the_upload_once(
+    device: Device, store: FakeBlobStore, tmp_path: Path
+) -> None:
+    """The record arrived, the note of it did not: the next process sends it again and counts it once."""
+    device.put(1, 2)
+    device.loop._keep_local(NOW)
+    with power_cut_before(1):
+        device.loop._upload(NOW)
+    assert paths.inbox_key(DEVICE, "boot1", 1) in store.blobs
+    again = Device(tmp_path, store, boot_id="boot2")
+    assert again.spool.snapshot().uploaded == 0
+    again.turn()
+    assert again.spool.snapshot().uploaded == 2
+
+
+def test_the_loop_outlives_an_unforeseen_error_and_saves_the_counters_when_it_stops(
+    tmp_path: Path, store: FakeBlobStore
+) -> None:
+    """A bug in one turn is logged and counted; stopping makes the last counters durable."""
+    device = Device(tmp_path, store)
+    device.put(1, 2)
+    stop = threading.Event()
+    real_put, calls = store.put, []
+
+    def put(key: str, data: bytes, *, content_type: str = "") -> None:
+        calls.append(key)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        real_put(key, data, content_type=content_type)
+        if key.startswith(paths.INBOX):
+            device.ledger.frame_inferred(7)
+            stop.set()
+
+    store.put = put  # type: ignore[method-assign]
+    device.loop._policy = SyncPolicy(interval_s=0.01)
+    thread = threading.Thread(target=device.loop.run, args=(stop,))
+    thread.start()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    again = Device(tmp_path, store, boot_id="boot2")
+    assert again.spool.snapshot().uploaded == 2
+    assert again.spool.snapshot().bytes_seen == 7
