@@ -27,7 +27,7 @@ help: ## List the targets
 
 .PHONY: install
 install: ## Install Gleaner and Label Studio, each into an environment of its own
-	@$(MAKE) --no-print-directory --jobs=2 $(APP_STAMP) $(LS_STAMP)
+	@$(MAKE) --no-print-directory --silent --jobs=2 $(APP_STAMP) $(LS_STAMP)
 
 .PHONY: demo
 demo: install ## Start the real services, turn the wheel, print a report, stop what was started

@@ -54,7 +54,11 @@ class Settings(BaseSettings):
     """Everything the flows need to know. Secrets come from files or the environment, never from YAML."""
 
     model_config = SettingsConfigDict(
-        env_prefix="GLEANER_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix="GLEANER_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     catalog_url: str = "sqlite:///.gleaner/catalog.db"
@@ -104,7 +108,8 @@ def load_settings() -> Settings:
     try:
         return Settings()  # type: ignore[call-arg]  # the sources fill the required fields
     except ValidationError as exc:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors(include_url=False, include_input=False)]
+        problems = exc.errors(include_url=False, include_input=False)
+        lines = "\n".join(f"  {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems)
         raise ConfigError(
-            "the configuration is wrong:\n" + "\n".join(lines), hint="configs/curate.yaml explains every setting"
+            f"the configuration is wrong:\n{lines}", hint="configs/curate.yaml explains every setting"
         ) from exc

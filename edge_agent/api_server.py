@@ -28,6 +28,7 @@ class ApiServer:
             ConfigError: the port is taken or not allowed.
             AgentError: the address file cannot be written.
         """
+        self._address_file = address_file
         self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
         address = {"host": host, "port": self.port, "url": f"http://{host}:{self.port}", "pid": os.getpid()}
@@ -58,6 +59,7 @@ class ApiServer:
         self._server.should_exit = True
         self._thread.join(timeout_s)
         self._socket.close()
+        self._address_file.unlink(missing_ok=True)
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])

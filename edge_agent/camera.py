@@ -95,7 +95,7 @@ def decode_image(encoded: bytes, *, max_pixels: int) -> Pixels:
         with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as picture:
             if picture.width * picture.height > max_pixels:
                 raise UndecodableError(f"{picture.width}x{picture.height} pixels are more than {max_pixels}")
-            return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"), dtype=np.uint8)
+            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"), dtype=np.uint8)
     # Pillow's decoders raise whatever the damaged bytes lead them to.
     except (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, struct.error, zlib.error) as exc:
         raise UndecodableError(f"cannot decode: {exc}") from exc
@@ -113,7 +113,8 @@ def encode_jpeg(image: Pixels, *, quality: int) -> bytes:
 class FollowedFolder:
     """Follows a folder of `<index>.png|jpg` files that another program renames into place and prunes.
 
-    Starts at the newest file, then gives each higher index once, in order. Indices that were pruned unread, and the
+    Starts at the newest file (which an agent that just died may have read too), then gives each higher index once,
+    in order. Indices that were pruned unread, and the
     oldest ones when more than `max_lag_frames` wait, are skipped for backpressure. The folder is listed only when all
     known files are read and its modification time says that something changed.
     """

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,11 +88,39 @@ def _run(config: AgentConfig) -> int:
         configure_logging(config.log)
     except OSError as exc:
         raise ConfigError(f"cannot open the log file {config.log.file}: {exc.strerror}") from exc
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    run_service(config, stop)
+    with _stop_on_signals() as stop:
+        run_service(config, stop)
     return OK
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM and SIGINT set; a second signal ends the process at once.
+
+    A handler that set the event itself could deadlock: it runs inside whatever lock the main thread just took. So the
+    handler does nothing, and a thread reads the byte that the interpreter writes for each signal.
+    """
+    stop = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    threading.Thread(target=_await_signals, args=(reader, stop), name="signals", daemon=True).start()
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        writer.close()
+
+
+def _await_signals(reader: socket.socket, stop: threading.Event) -> None:
+    with reader:
+        while reader.recv(1):
+            if stop.is_set():
+                os._exit(FAILED)
+            stop.set()
 
 
 def _status(config: AgentConfig) -> int:

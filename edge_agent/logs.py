@@ -48,6 +48,6 @@ def configure_logging(config: LogConfig) -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=config.level.upper(), force=True)
     logging.captureWarnings(True)
-    # Both tell every request at INFO.
-    for noisy in ("botocore", "urllib3", "boto3", "tuf"):
+    # They tell steps of their own that mean nothing to a device's owner.
+    for noisy in ("botocore", "urllib3", "boto3", "tuf", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Embeddings and probabilities of samples under one model: the device's own where it ran that model, else computed here.
+"""Samples as one model sees them: the device's own numbers where it ran that model, else computed here.
 
 Embeddings of two releases do not compare, so a selection looks at all samples through the incumbent's eyes.
 """

@@ -6,9 +6,9 @@ import base64
 import io
 from typing import Any
 
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact

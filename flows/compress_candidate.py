@@ -1,4 +1,4 @@
-"""Make the trained candidate fit for a device: one ONNX file, int8, with its golden answers and what it cost in accuracy."""
+"""Make the trained candidate fit for a device: one ONNX file, int8, with golden answers and its measured cost."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from flows._wiring import services
 from flows.annotate_batch import annotate_batch
 from flows.collect_annotations import collect_annotations
 from flows.compress_candidate import compress_candidate
+from flows.estimate_field import estimate_field
 from flows.ingest_captures import ingest_captures
 from flows.release_model import release_model
 from flows.select_samples import require_round, select_samples

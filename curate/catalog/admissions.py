@@ -135,6 +135,11 @@ class Admissions:
         with self._database.read() as connection:
             return _newest_counters([batch_of_row(row) for row in connection.execute(query)])
 
+    def register_device(self, device_id: str, now: datetime) -> None:
+        """Know a device before it has sent anything, so that it can be given a release."""
+        with self._database.write() as connection:
+            _see_device(connection, device_id, now)
+
     def save_reported(self, reported: ReportedState, *, now: datetime) -> None:
         """Keep a device's heartbeat, replacing the one before."""
         with self._database.write() as connection:
@@ -146,7 +151,7 @@ class Admissions:
             )
 
     def devices(self) -> list[DeviceRow]:
-        """Every device that ever sent something, by id."""
+        """Every device that was registered or ever sent something, by id."""
         with self._database.read() as connection:
             rows = connection.execute(select(tables.devices)).all()
         return sorted((_device_of_row(row) for row in rows), key=lambda device: device.device_id)

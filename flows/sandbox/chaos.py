@@ -1,4 +1,4 @@
-"""Kills at random moments: SIGKILL to an agent, the flow process, Label Studio or the S3 server; the supervisor restarts."""
+"""Kills at random moments: SIGKILL to an agent, the flow process, Label Studio or the S3 server."""
 
 from __future__ import annotations
 

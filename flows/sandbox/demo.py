@@ -35,6 +35,7 @@ from flows.sandbox.ports import find_free_ports
 from flows.sandbox.prefect_runs import crash_orphans, run_to_end, wait_for_deployment
 from flows.sandbox.processes import stop_process
 from flows.sandbox.stack import Stack, start_stack, stop_stack
+from flows.sandbox.stack_config import label_studio_config
 from flows.sandbox.stack_state import SERVICES
 from flows.sandbox.supervisor import Program, Supervisor
 from flows.sandbox.users import UsersConfig
@@ -102,11 +103,11 @@ class DemoRun:
         self.timeline.note("stack_ready")
         with Supervisor(self.root, SERVICES, lambda name: self.timeline.note("restarted", name=name)) as supervisor:
             supervisor.add(self._worker(stack))
-            self._first_release(wired, stack)
+            self._first_release()
             sites = self._open_field(stack, supervisor)
             with Chaos(self.root, self.script.chaos, self.script.seed, self.timeline.note):
                 for number in range(1, self.script.rounds + 1):
-                    self._window(number, wired, stack)
+                    self._window(number, wired)
                     self._round(number)
                 self._last_window(wired)
             self._close_field(supervisor)
@@ -133,7 +134,7 @@ class DemoRun:
         env = {CONFIG_VARIABLE: os.environ[CONFIG_VARIABLE], **stack.prefect_env()}
         return Program("worker", [sys.executable, "-m", "flows.worker"], env=env, before_restart=crash_orphans)
 
-    def _first_release(self, wired: Services, stack: Stack) -> None:
+    def _first_release(self) -> None:
         """Import the first labels and turn round 0: train, compress, release."""
         folder = self.root / "seed"
         write_seed_folder(folder, self.world, self.script, self._data)
@@ -191,7 +192,7 @@ class DemoRun:
             class_names=CLASS_NAMES,
         )
 
-    def _window(self, number: int, wired: Services, stack: Stack) -> None:
+    def _window(self, number: int, wired: Services) -> None:
         """Let the cameras look for a while. The link is cut in the middle part of the run, dusk falls half-way."""
         self.timeline.note("window_opened", number=number)
         control = self.root / "link.control"

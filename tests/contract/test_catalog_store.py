@@ -255,6 +255,9 @@ def test_devices_are_seen_and_report(catalog: Catalog) -> None:
     (device,) = catalog.devices()
     assert (device.first_seen, device.last_seen) == (NOW, NOW + timedelta(hours=2))
     assert device.reported == reported
+    catalog.register_device("cam-0", NOW)
+    catalog.register_device("cam-1", NOW)
+    assert [(d.device_id, d.reported) for d in catalog.devices()] == [("cam-0", None), ("cam-1", reported)]
 
 
 # Pool

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-
 _MEMORY_DISK = Path("/dev/shm")
 
 
@@ -28,7 +27,8 @@ class PowerCutError(BaseException):
 def power_cut_before(system_call: int) -> Iterator[list[str]]:
     """Stop the program just before the n-th fsync, rename or removal of the body, and swallow the stop.
 
-    Yields a list that names the call at which the power went, once it has. What the program had in memory must be abandoned afterwards, as a power cut would.
+    Yields a list that names the call at which the power went, once it has. What the program had in
+    memory must be abandoned afterwards, as a power cut would.
     """
     left = system_call
     cut: list[str] = []

@@ -1,4 +1,4 @@
-"""Whatever fails on the device, the model, the link or the disk: it runs the old release or the new one, and recovers."""
+"""Whatever fails, model, link, disk or process: the device runs the old release or the new one, and recovers."""
 
 from __future__ import annotations
 

@@ -341,7 +341,7 @@ def scene(root: Path) -> Spool:
     return spool
 
 
-CRAMPED = SpoolLimits(max_bytes=17_000, min_free_bytes=0, batch_max_captures=3, batch_max_age_s=0.0)
+CRAMPED = SpoolLimits(max_bytes=14_000, min_free_bytes=0, batch_max_captures=3, batch_max_age_s=0.0)
 OPERATIONS: dict[str, Callable[[Spool], object]] = {
     "put": lambda spool: put(spool, 50),
     "put that evicts": lambda spool: put(spool, 50, arms=(Arm.RANDOM,), size_bytes=3000),

@@ -22,12 +22,15 @@ from tests.fakes.captures import DEVICE, NOW, make_capture, make_feedback, make_
 from tests.fakes.power_cut import power_cut_before
 
 LIMITS = SpoolLimits(min_free_bytes=0, batch_max_captures=2, batch_max_age_s=0.0, max_batches=8)
+POLICY = SyncPolicy(heartbeat_s=15.0, resend_after_s=900.0, batches_per_turn=4)
 
 
 class Device:
     """One agent's spool and sync loop with a clock of its own."""
 
-    def __init__(self, root: Path, store: FakeBlobStore, *, boot_id: str = "boot1") -> None:
+    def __init__(
+        self, root: Path, store: FakeBlobStore, *, boot_id: str = "boot1", policy: SyncPolicy = POLICY
+    ) -> None:
         self.now_s = 1000.0
         self.ledger = Ledger()
         self.spool = Spool.open(
@@ -38,7 +41,7 @@ class Device:
             self.spool,
             store,
             self.report,
-            SyncPolicy(heartbeat_s=15.0, resend_after_s=900.0, batches_per_turn=4),
+            policy,
             monotonic=lambda: self.now_s,
             rng=random.Random(3),
         )
@@ -305,9 +308,12 @@ def test_a_power_cut_between_the_record_and_its_mark_counts_the_upload_once(
 ) -> None:
     """The record arrived, the note of it did not: the next process sends it again and counts it once."""
     device.put(1, 2)
-    device.loop._keep_local(NOW)
-    with power_cut_before(1):
-        device.loop._upload(NOW)
+    store.is_down = True
+    device.turn()
+    store.heal()
+    with power_cut_before(1) as cut:
+        device.turn(61.0)
+    assert cut
     assert paths.inbox_key(DEVICE, "boot1", 1) in store.blobs
     again = Device(tmp_path, store, boot_id="boot2")
     assert again.spool.snapshot().uploaded == 0
@@ -319,7 +325,7 @@ def test_the_loop_outlives_an_unforeseen_error_and_saves_the_counters_when_it_st
     tmp_path: Path, store: FakeBlobStore
 ) -> None:
     """A bug in one turn is logged and counted; stopping makes the last counters durable."""
-    device = Device(tmp_path, store)
+    device = Device(tmp_path, store, policy=SyncPolicy(interval_s=0.01))
     device.put(1, 2)
     stop = threading.Event()
     real_put, calls = store.put, []
@@ -334,7 +340,6 @@ def test_the_loop_outlives_an_unforeseen_error_and_saves_the_counters_when_it_st
             stop.set()
 
     store.put = put  # type: ignore[method-assign]
-    device.loop._policy = SyncPolicy(interval_s=0.01)
     thread = threading.Thread(target=device.loop.run, args=(stop,))
     thread.start()
     thread.join(timeout=20)
