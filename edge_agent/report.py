@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import Field
 
 from curate.contracts.document import Document
-from curate.contracts.ids import BootId, DeviceId
 from curate.contracts.telemetry import DeviceCounters, ReportedState, UpdateEvent
 from curate.errors import ContractError
 from edge_agent.durable import persist_bytes
@@ -65,7 +64,7 @@ class DeviceReport:
                 self._errors["OSError"] = self._errors.get("OSError", 0) + 1
 
     def state(
-        self, *, device_id: DeviceId, boot_id: BootId, now: datetime, counters: DeviceCounters, quarantined: int
+        self, *, device_id: str, boot_id: str, now: datetime, counters: DeviceCounters, quarantined: int
     ) -> ReportedState:
         """Return the heartbeat of this moment."""
         with self._lock:

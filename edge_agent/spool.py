@@ -348,8 +348,8 @@ class Spool:
                     feedback_acknowledged=len(leaving.feedback),
                 ),
                 removing=[
-                    *(self._folder.batch_path(batch) for batch in leaving.batches),
                     *(self._folder.capture_path(sequence) for sequence in sorted(leaving.captures)),
+                    *(self._folder.batch_path(batch) for batch in leaving.batches),
                     *(self._folder.feedback_path(sequence) for sequence in sorted(leaving.feedback)),
                 ],
                 uploaded_batches=self._index.uploaded_batches - {batch.name for batch in leaving.batches},
@@ -405,15 +405,22 @@ class Spool:
         captures = index.uploaded_captures if uploaded_captures is None else uploaded_captures
         leaving = (*self._removing, *removing)
         totals = self._ledger.totals().plus(change)
-        self._folder.persist_state(
-            SpoolState(
-                revision=self._next_revision(),
-                totals=totals,
-                removing=[path.relative_to(self._folder.root).as_posix() for path in leaving],
-                uploaded_batches=sorted(batches),
-                uploaded_captures=sorted(captures),
-            )
+        state = SpoolState(
+            revision=self._next_revision(),
+            totals=totals,
+            removing=[path.relative_to(self._folder.root).as_posix() for path in leaving],
+            uploaded_batches=sorted(batches),
+            uploaded_captures=sorted(captures),
         )
+        try:
+            self._folder.persist_state(state)
+        except OSError as exc:
+            if exc.errno not in DISK_FULL_CODES or not removing:
+                raise
+            # A full disk must not stop what makes room. This file leaves anyway; a crash right here counts
+            # it as evicted.
+            removing[0].unlink(missing_ok=True)
+            self._folder.persist_state(state)
         self._ledger.add(change)
         self._persisted = totals
         index.uploaded_batches, index.uploaded_captures, self._removing = batches, captures, leaving

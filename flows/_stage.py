@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import Flow, Task, flow, task
+from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
@@ -36,14 +36,5 @@ def stage_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
             retry_condition_fn=is_retryable,
             cache_policy=NO_CACHE,  # inputs are large arrays and live services: hashing them costs more than the work
         )
-
-    return decorate
-
-
-def stage_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """A flow whose parameters and description show in the Prefect UI."""
-
-    def decorate(body: Callable[P, R]) -> Flow[P, R]:
-        return flow(body, name=name, flow_run_name=None, validate_parameters=True)
 
     return decorate

@@ -36,7 +36,7 @@ from curate.errors import CompressionError
 
 _log = logging.getLogger(__name__)
 
-_QUANTISED_TYPES = ("Conv", "Gemm", "MatMul")
+_QUANTISED_TYPES = ("Conv", "Gemm", "MatMul", "MaxPool", "AveragePool")
 _LINEAR_TYPES = ("Gemm", "MatMul")
 _CALIBRATION_CHUNK = 32
 _FEWEST_IMAGES = 8

@@ -81,7 +81,7 @@ class Audience:
     def __init__(self, config: UsersConfig, client: httpx.Client) -> None:
         self._config = config
         self._client = client
-        self._cursors: dict[str, int] = dict.fromkeys(config.agents, 0)
+        self._cursors: dict[str, tuple[str, int]] = dict.fromkeys(config.agents, ("", 0))
         self._due: list[_Plan] = []
         self._schedules = {camera: Schedule(config.world, camera) for camera in config.agents}
         self._journals = {camera: _open_journal(config.journal_dir, camera) for camera in config.agents}
@@ -98,10 +98,11 @@ class Audience:
             self._send(heapq.heappop(self._due), now_s)
 
     def _watch(self, camera_id: str, address: str, now_s: float) -> None:
+        boot, cursor = self._cursors[camera_id]
         while True:
-            answer = self._client.get(
-                f"{address}/v1/predictions", params={"after": self._cursors[camera_id], "limit": _PAGE}
-            )
+            # An agent that was restarted sees by the boot that it must start over.
+            asked = {"after": cursor, "limit": _PAGE, "boot": boot}
+            answer = self._client.get(f"{address}/v1/predictions", params=asked)
             answer.raise_for_status()
             page = answer.json()
             for prediction in page["predictions"]:
@@ -109,10 +110,9 @@ class Audience:
                 self._note(camera_id, prediction, label)
                 if plan := plan_feedback(self._config, camera_id, prediction, label, now_s):
                     heapq.heappush(self._due, plan)
-            # A restarted agent counts from the start again.
-            restarted = page["cursor"] < self._cursors[camera_id]
-            self._cursors[camera_id] = 0 if restarted else page["cursor"]
-            if not restarted and len(page["predictions"]) < _PAGE:
+            boot, cursor = page["boot_id"], page["next_cursor"]
+            self._cursors[camera_id] = (boot, cursor)
+            if len(page["predictions"]) < _PAGE:
                 return
 
     def _note(self, camera_id: str, prediction: dict[str, Any], label: int) -> None:

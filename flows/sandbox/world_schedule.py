@@ -52,7 +52,7 @@ class Dusk(_Model):
 
     light: float = 0.30
     tint: tuple[float, float, float] = (0.88, 0.95, 1.12)
-    extra_noise_levels: float = 8.0
+    extra_noise_levels: float = 6.0
     blur_px: float = 1.2
 
 

@@ -13,8 +13,8 @@ from edge_agent.api import create_app
 from edge_agent.api_server import ApiServer
 from edge_agent.feedback_intake import FeedbackRequest
 from edge_agent.inference import LoadedModel, load_model
+from tests.fakes.agent_bench import Bench
 from tests.fakes.tiny_model import CLASSES, tiny_manifest, tiny_model
-from tests.unit.test_agent_capture import Bench
 
 
 @pytest.fixture(scope="module")

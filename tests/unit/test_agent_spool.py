@@ -254,6 +254,27 @@ def test_a_disk_that_refuses_drops_the_capture_and_refuses_the_feedback(
     assert again.snapshot().feedback_spooled == 1
 
 
+def test_an_acknowledgement_makes_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When not even the state can be written until a file goes, one that leaves anyway goes first."""
+    spool = open_spool(tmp_path)
+    put(spool, 1)
+    put(spool, 2)
+    spool.freeze_batch(NOW)
+    first = SpoolFolder(tmp_path).capture_path(1)
+    real = os.replace
+
+    def refuse_while_full(source: str, target: str) -> None:
+        if first.exists():
+            raise OSError(errno.ENOSPC, "full")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_while_full)
+    assert spool.acknowledge({"boot1": 1}) == 1
+    monkeypatch.undo()
+    assert spool.snapshot().acknowledged == 2
+    assert open_spool(tmp_path).snapshot() == spool.snapshot()
+
+
 def test_a_file_left_by_a_put_that_was_reported_as_failed_is_removed_at_open(tmp_path: Path) -> None:
     """A capture file numbered above the newest truth is a leftover, not a capture."""
     spool = open_spool(tmp_path)
@@ -393,9 +414,16 @@ def test_a_durable_write_syncs_the_file_before_the_rename_and_the_folder_after(
 ) -> None:
     """The order of system calls is fsync(file), rename, fsync(folder): neither half a file nor a forgotten name."""
     calls: list[str] = []
+
+    def recorded(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object) -> None:
+            calls.append(name)
+            real(*args)
+
+        return call
+
     for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
+        monkeypatch.setattr(os, name, recorded(name, getattr(os, name)))
     persist_bytes(tmp_path / "f", b"new")
     assert calls == ["fsync", "replace", "fsync"]
     assert [path.name for path in tmp_path.iterdir()] == ["f"]

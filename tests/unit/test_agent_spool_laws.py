@@ -217,7 +217,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-class TestSpoolLaws(SpoolMachine.TestCase):  # type: ignore[misc,name-defined]
+class TestSpoolLaws(SpoolMachine.TestCase):  # type: ignore[misc,valid-type]
     """Over random lives with failing links and power cuts the laws hold, nothing is lost and nothing said twice."""
 
     settings = settings(

@@ -1,0 +1,126 @@
+"""The capture side of an agent on a scripted camera and a spool in memory, without threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from curate.contracts.assignment import CapturePolicySpec
+from curate.contracts.capture import CaptureRecord
+from curate.contracts.feedback import Feedback
+from curate.errors import AgentError
+from edge_agent.camera import Frame, Skipped, encode_jpeg
+from edge_agent.capture_loop import CaptureLoop
+from edge_agent.capture_policy import CapturePolicy
+from edge_agent.feedback_intake import FeedbackIntake
+from edge_agent.frame_ring import FrameRing, PredictionLog
+from edge_agent.inference import LiveModel
+from edge_agent.keeper import Keeper
+from edge_agent.ledger import Ledger, Totals
+from edge_agent.report import DeviceReport
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+KEEP_ALL = CapturePolicySpec(version="all", random_probability=1.0, uncertain_budget_fraction=0.0)
+KEEP_NONE = CapturePolicySpec(version="none", random_probability=1e-12, uncertain_budget_fraction=0.0)
+
+
+class ScriptedCamera:
+    """Plays what it is given."""
+
+    camera_id = "front"
+
+    def __init__(self) -> None:
+        self.events: deque[Frame | Skipped | Exception] = deque()
+        self.next_index = 0
+
+    def poll(self) -> Frame | Skipped | None:
+        if not self.events:
+            return None
+        event = self.events.popleft()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def add_frames(self, count: int, value: int = 90) -> None:
+        image = np.full((32, 32, 3), value, np.uint8)
+        for _ in range(count):
+            encoded = encode_jpeg(image, quality=90)
+            self.events.append(Frame("front", self.next_index, image, NOW, float(self.next_index), encoded))
+            self.next_index += 1
+
+
+@dataclass
+class MemorySpool:
+    """A sink that counts like the spool and refuses when told to."""
+
+    ledger: Ledger
+    captures: list[tuple[CaptureRecord, bytes]] = field(default_factory=list)
+    feedback: list[Feedback] = field(default_factory=list)
+    refuse: bool = False
+
+    def put(self, draft: CaptureRecord, jpeg: bytes) -> bool:
+        if self.refuse:
+            self.ledger.add(Totals(selected=1, dropped={"spool_full": 1}))
+            return False
+        self.ledger.add(Totals(selected=1, spooled=1))
+        self.captures.append((draft, jpeg))
+        return True
+
+    def put_feedback(self, feedback: Feedback) -> None:
+        if self.refuse:
+            raise AgentError("the disk is full")
+        self.feedback.append(feedback)
+
+    def is_captured(self, prediction_id: str) -> bool:
+        return any(record.prediction.prediction_id == prediction_id for record, _ in self.captures)
+
+
+class Bench:
+    """The capture side of an agent without threads."""
+
+    def __init__(self, folder: Path, spec: CapturePolicySpec = KEEP_NONE, *, max_queued: int = 8) -> None:
+        self.camera = ScriptedCamera()
+        self.ledger = Ledger()
+        self.report = DeviceReport(folder / "updates.json", agent_version="test")
+        self.spool = MemorySpool(self.ledger)
+        self.live = LiveModel()
+        self.ring = FrameRing(10_000_000)
+        self.predictions = PredictionLog(2000)
+        self.now_s = 0.0
+        self.keeper = Keeper(
+            self.spool,
+            self.ledger,
+            self.report,
+            device_id="cam-1",
+            boot_id="boot",
+            jpeg_quality=95,
+            max_pixels=10_000,
+            max_queued=max_queued,
+        )
+        self.loop = CaptureLoop(
+            camera=self.camera,
+            live=self.live,
+            policy=CapturePolicy(spec, np.random.default_rng(0)),
+            keeper=self.keeper,
+            ring=self.ring,
+            predictions=self.predictions,
+            ledger=self.ledger,
+            report=self.report,
+            boot_id="boot",
+            poll_interval_s=0.001,
+            monotonic=lambda: self.now_s,
+            wall_clock=lambda: NOW,
+        )
+        self.intake = FeedbackIntake(self.spool, self.keeper, self.ring, self.predictions, wall_clock=lambda: NOW)
+
+    def run(self) -> None:
+        while self.loop.turn():
+            pass
+
+    def store(self, count: int) -> None:
+        for _ in range(count):
+            assert self.keeper.turn()
