@@ -32,7 +32,7 @@ def read_heartbeats() -> list[dict[str, Any]]:
     """Fetch each device's `reported.json` into the catalog and return one row a device."""
     wired = services()
     incumbent = wired.catalog.released_model()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for device in wired.catalog.devices():
         try:
             raw = wired.store.get(reported_key(device.device_id), max_bytes=MAX_REPORT_BYTES)

@@ -36,7 +36,8 @@ from curate.errors import CompressionError
 
 _log = logging.getLogger(__name__)
 
-_QUANTISED_TYPES = ("Conv", "Gemm", "MatMul", "MaxPool", "AveragePool")
+_WEIGHTED_TYPES = ("Conv", "Gemm", "MatMul")
+_QUANTISED_TYPES = (*_WEIGHTED_TYPES, "MaxPool", "AveragePool")
 _LINEAR_TYPES = ("Gemm", "MatMul")
 _CALIBRATION_CHUNK = 32
 _FEWEST_IMAGES = 8
@@ -241,7 +242,7 @@ def _quantised_weights(model: onnx.ModelProto) -> list[tuple[str, bool]]:
     kept = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
     found = []
     for node in model.graph.node:
-        name = source.get(node.input[1], "") if node.op_type in _QUANTISED_TYPES else ""
+        name = source.get(node.input[1], "") if node.op_type in _WEIGHTED_TYPES else ""
         if name in kept:
             swapped = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
             found.append((name, node.op_type in _LINEAR_TYPES and not swapped))

@@ -17,8 +17,9 @@ from torch.nn import functional
 class NetworkShape(BaseModel):
     """Size of the network: stage i has `depths[i]` convolutions of `widths[i]` channels after a 2x2 max pooling.
 
-    A stem at full resolution comes first; the last map is averaged to `grid` x `grid` cells, which keeps a rough sense of
-    place. Pooling the strongest response beats strided convolutions by 3 to 4 points on a few hundred labels. Channel counts in multiples of 16 fill the vector lanes.
+    A stem at full resolution comes first, the mean over the last map follows. Pooling the strongest response beats
+    strided convolutions by 3 to 4 points on a few hundred labels. Channel counts in multiples of 16 fill the vector
+    lanes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +27,6 @@ class NetworkShape(BaseModel):
     stem_width: int = Field(default=16, ge=1)
     widths: tuple[int, ...] = (32, 64, 128)
     depths: tuple[int, ...] = (2, 2, 1)
-    grid: int = Field(default=2, ge=1)
     embedding_dim: int = Field(default=64, ge=2)
 
     @model_validator(mode="after")
@@ -36,9 +36,9 @@ class NetworkShape(BaseModel):
         return self
 
     @property
-    def side_multiple(self) -> int:
-        """Height and width of a frame are multiples of this."""
-        return int(2 ** len(self.widths)) * self.grid
+    def least_side(self) -> int:
+        """Smallest height and width of a frame that leaves a pixel after all poolings."""
+        return int(2 ** len(self.widths))
 
 
 class ConvNet(nn.Module):
@@ -46,7 +46,6 @@ class ConvNet(nn.Module):
 
     def __init__(self, shape: NetworkShape, class_count: int) -> None:
         super().__init__()
-        self.grid = shape.grid
         layers: list[nn.Module] = [_conv_bn_relu(3, shape.stem_width)]
         width = shape.stem_width
         for stage_width, depth in zip(shape.widths, shape.depths, strict=True):
@@ -54,14 +53,12 @@ class ConvNet(nn.Module):
             layers += [_conv_bn_relu(stage_width, stage_width) for _ in range(depth - 1)]
             width = stage_width
         self.trunk = nn.Sequential(*layers)
-        self.project = nn.Linear(width * shape.grid**2, shape.embedding_dim)
+        self.project = nn.Linear(width, shape.embedding_dim)
         self.head = nn.Linear(shape.embedding_dim, class_count)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and penultimate features."""
-        maps = self.trunk(frames)
-        cell = (maps.shape[2] // self.grid, maps.shape[3] // self.grid)
-        features = self.project(functional.avg_pool2d(maps, cell).flatten(1))
+        features = self.project(self.trunk(frames).mean(dim=(2, 3)))
         return self.head(features), features
 
 

@@ -80,10 +80,10 @@ def train_classifier(
 
     The same arguments give the same weights, bit for bit, on the same machine and torch build. The global generator and
     thread count are left as they were found.
-    Raises TrainingError for no labels, labels outside `class_names`, frames whose sides do not suit the network, or a warm
+    Raises TrainingError for no labels, labels outside `class_names`, frames too small for the network, or a warm
     start of another network shape.
     """
-    _verify_inputs(train, validation, class_names, recipe.network.side_multiple)
+    _verify_inputs(train, validation, class_names, recipe.network.least_side)
     with _isolated(seed, recipe.threads):
 
         def after_epoch(epoch: int, loss: float, averaged: ConvNet) -> None:
@@ -111,7 +111,7 @@ def train_classifier(
 
 
 def _verify_inputs(
-    train: LabelledImages, validation: LabelledImages, class_names: tuple[str, ...], side_multiple: int
+    train: LabelledImages, validation: LabelledImages, class_names: tuple[str, ...], least_side: int
 ) -> None:
     if len(train) == 0:
         raise TrainingError("there is no label to train on", hint="annotate a first batch of samples")
@@ -119,11 +119,8 @@ def _verify_inputs(
         raise TrainingError(f"a classifier needs two or more different class names, not {class_names}")
     if validation.images.shape[1:] != train.images.shape[1:]:
         raise TrainingError(f"validation frames {validation.images.shape[1:]} differ from {train.images.shape[1:]}")
-    if any(side % side_multiple for side in train.images.shape[1:3]):
-        raise TrainingError(
-            f"frames of {train.images.shape[1:3]} do not suit the network",
-            hint=f"scale them to multiples of {side_multiple}",
-        )
+    if min(train.images.shape[1:3]) < least_side:
+        raise TrainingError(f"frames of {train.images.shape[1:3]} are too small: each side needs {least_side} pixels")
     labels = np.concatenate([train.labels, validation.labels])
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise TrainingError(f"labels {labels.min()}..{labels.max()} reach outside {len(class_names)} classes")

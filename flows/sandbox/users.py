@@ -101,7 +101,7 @@ class Audience:
         boot, cursor = self._cursors[camera_id]
         while True:
             # An agent that was restarted sees by the boot that it must start over.
-            asked = {"after": cursor, "limit": _PAGE, "boot": boot}
+            asked: dict[str, str | int] = {"after": cursor, "limit": _PAGE, "boot": boot}
             answer = self._client.get(f"{address}/v1/predictions", params=asked)
             answer.raise_for_status()
             page = answer.json()

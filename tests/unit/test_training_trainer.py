@@ -123,14 +123,14 @@ def test_warm_start_of_another_shape_is_refused(model: TrainedClassifier) -> Non
 
 
 def test_inputs_that_make_no_sense_are_refused() -> None:
-    """No labels, labels outside the classes, frames of odd size and a single class each raise TrainingError."""
+    """No labels, labels outside the classes, tiny frames and a single class each raise TrainingError."""
     with pytest.raises(TrainingError, match="no label"):
         train_classifier(world(0, 0), world(3, 1), NAMES, RECIPE, seed=0)
     with pytest.raises(TrainingError, match="classes"):
         train_classifier(world(6, 0), world(3, 1), NAMES[:2], RECIPE, seed=0)
-    odd = LabelledImages(np.zeros((3, 15, 16, 3), np.uint8), np.zeros(3, np.int64))
-    with pytest.raises(TrainingError, match="suit"):
-        train_classifier(odd, LabelledImages.empty(15, 16), NAMES, RECIPE, seed=0)
+    tiny = LabelledImages(np.zeros((3, 3, 16, 3), np.uint8), np.zeros(3, np.int64))
+    with pytest.raises(TrainingError, match="too small"):
+        train_classifier(tiny, LabelledImages.empty(3, 16), NAMES, RECIPE, seed=0)
     with pytest.raises(TrainingError, match="two or more"):
         train_classifier(world(6, 0), world(3, 1), ("only",), RECIPE, seed=0)
 
