@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from curate.annotation.label_studio import LabelStudioBackend
-
 from curate.annotation.backend import AnnotationBackend
+from curate.annotation.label_studio import LabelStudioBackend
 from curate.catalog.store import Catalog
 from curate.settings import Settings, load_settings
 from curate.storage.ports import BlobStore

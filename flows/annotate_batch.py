@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from curate.annotation.dispatch import plan_dispatch
 from prefect import flow
 
+from curate.annotation.dispatch import plan_dispatch
 from curate.annotation.models import AnnotationTask
 from curate.catalog.models import Sample, SelectedRow, TaskStatus
 from flows._stage import stage_task

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from curate.annotation.agreement import consensus
 from prefect import flow, get_run_logger
 
+from curate.annotation.agreement import consensus
 from curate.catalog.models import AnnotationRow, SelectionRole
 from curate.catalog.splits import assign_groups
 from curate.catalog.verdicts import is_correct

@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger
 
 from curate.catalog.images import encode_jpeg, load_image
 from curate.catalog.models import AnnotationRow, RoundPhase, Sample, SampleStatus
+from curate.catalog.rounds import has_reached
 from curate.contracts.paths import capture_key
 from curate.errors import CatalogError
 from flows._stage import stage_task
@@ -45,9 +46,10 @@ def import_folder(folder: Path) -> int:
         raise CatalogError(f"no pictures under {folder}", hint="expected <class>/<picture>.jpg or .png")
     wired.catalog.add_samples([sample for sample, _ in found])
     wired.catalog.save_annotations([label for _, label in found])
-    wired.catalog.open_round(0, budget=len(found), seed=wired.settings.round.seed, now=now)
-    facts = {"answered": len(found), "imported": len(found)}
-    wired.catalog.advance_round(0, RoundPhase.ANNOTATED, facts, now=now)
+    first = wired.catalog.open_round(0, budget=len(found), seed=wired.settings.round.seed, now=now)
+    if not has_reached(first.phase, RoundPhase.TRAINED):  # later imports wait for the next round's dataset version
+        facts = {"answered": len(found), "imported": len(found)}
+        wired.catalog.advance_round(0, RoundPhase.ANNOTATED, facts, now=now)
     return len(found)
 
 

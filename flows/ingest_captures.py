@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 
 from prefect import flow, get_run_logger
 
-from curate.catalog.ingest import AdmissionPlan, image_keys, inspect_image, plan_admission
+from curate.catalog.admissions import AdmissionResult
+from curate.catalog.ingest import image_keys, inspect_image, plan_admission
 from curate.contracts.paths import INBOX, ack_key, quarantine_key
+from curate.storage.ports import BlobInfo
 from flows._blobs import fetch_images_if_there
 from flows._stage import stage_task
 from flows._wiring import Services, services
@@ -31,32 +33,37 @@ def ingest_inbox() -> dict[str, int]:
     The record is removed last: a crash anywhere before that only means admitting the same batch again.
     """
     wired = services()
-    outstanding = sorted(blob.key for blob in wired.store.list(INBOX) if blob.size_bytes <= MAX_RECORD_BYTES)
-    dims = wired.catalog.embedding_dims()
+    outstanding = list(wired.store.list(INBOX))
     counts: Counter[str] = Counter(batches=len(outstanding))
-    devices: dict[str, list[str]] = {}
-    for key in outstanding:
-        plan = _plan(wired, key, dims)
-        result = wired.catalog.admit_batch(plan)
+    devices = set()
+    for blob in outstanding:
+        device, result = _admit(wired, blob)
         counts.update(samples=result.samples, feedback=result.feedback, quarantined=result.quarantined)
-        devices.setdefault(plan.batch.device_id if plan.batch else "", []).append(key)
-    for device, keys in devices.items():
-        if device:
-            _acknowledge(wired, device)
-        for key in keys:
-            wired.store.delete(key)
+        devices.add(device)
+    for device in devices - {None}:
+        _acknowledge(wired, device)
+    for blob in outstanding:
+        wired.store.delete(blob.key)
     counts["joined"] = wired.catalog.join_feedback().joined
     return dict(counts)
 
 
-def _plan(wired: Services, key: str, dims: dict[str, int]) -> AdmissionPlan:
-    raw = wired.store.get(key, max_bytes=MAX_RECORD_BYTES)
-    images = fetch_images_if_there(wired.store, image_keys(key, raw))
-    facts = {name: inspect_image(data) for name, data in images.items()}
-    plan = plan_admission(key, raw, facts, now=datetime.now(UTC), embedding_dims=dims)
-    if plan.is_bad_record:
-        wired.store.put(quarantine_key(key), raw, content_type="application/json")
-    return plan
+def _admit(wired: Services, blob: BlobInfo) -> tuple[str | None, AdmissionResult]:
+    """Admit one batch; return the device to acknowledge it to, None when the key names none."""
+    # An oversized record is refused unread; refusing it still lets its boot's later batches be acknowledged.
+    raw = wired.store.get(blob.key) if blob.size_bytes <= MAX_RECORD_BYTES else b""
+    images = fetch_images_if_there(wired.store, image_keys(blob.key, raw))
+    plan = plan_admission(
+        blob.key,
+        raw,
+        {name: inspect_image(data) for name, data in images.items()},
+        now=datetime.now(UTC),
+        embedding_dims=wired.catalog.embedding_dims(),
+    )
+    result = wired.catalog.admit_batch(plan)
+    if plan.is_bad_record or result.conflict:
+        wired.store.put(quarantine_key(blob.key), raw, content_type="application/json")
+    return plan.batch.device_id if plan.batch else None, result
 
 
 def _acknowledge(wired: Services, device_id: str) -> None:

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from curate.annotation.agreement import consensus
 from prefect import flow, get_run_logger
 
+from curate.annotation.agreement import consensus
 from curate.catalog.images import decode_images
 from curate.catalog.models import (
     AnnotationRow,
@@ -47,14 +47,17 @@ def build_dataset(round_number: int) -> str:
     """Gather the labels, plan the splits, persist the version; the same labels give the same version."""
     wired = services()
     labelled = _labelled_samples(wired)
+    previous = wired.catalog.latest_dataset_version()
+    known = {item.sample_id for item in previous.items} if previous else set()
     dataset = plan_splits(
-        wired.catalog.latest_dataset_version(),
+        previous,
         labelled,
         _groups(wired, [entry.sample for entry in labelled]),
         wired.settings.split,
         seed=wired.settings.round.seed,
         round_number=round_number,
         now=datetime.now(UTC),
+        withdrawn=known - {entry.sample.sample_id for entry in labelled},
     )
     wired.catalog.save_dataset_version(dataset)
     return dataset.version

@@ -19,7 +19,7 @@ class AnnotationBackend(Protocol):
     def find_tasks(self, sample_ids: Sequence[str]) -> list[SentTask]:
         """Return the tasks the backend already holds for these samples: the truth after a send in doubt.
 
-        A sample sent twice by accident appears twice.
+        Oldest first. A sample sent twice by accident appears twice.
         """
 
     def send_tasks(self, tasks: Sequence[AnnotationTask]) -> list[SentTask]:

@@ -30,6 +30,7 @@ class SentTask:
 
     sample_id: str
     backend_task_id: str
+    is_answered: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def _judge_classification(
 ) -> bool:
     if len(prediction.probabilities) != len(class_names):
         raise CatalogError(f"{len(prediction.probabilities)} probabilities for {len(class_names)} classes")
-    return class_names[prediction.class_index] == label["class"]
+    return bool(class_names[prediction.class_index] == label["class"])
 
 
 _JUDGES: dict[str, Callable[[Any, Mapping[str, Any], tuple[str, ...]], bool]] = {

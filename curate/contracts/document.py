@@ -11,7 +11,10 @@ from curate.errors import ContractError
 
 
 def _as_utc(value: datetime) -> datetime:
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as exc:
+        raise ValueError("the time lies outside the calendar in UTC") from exc
 
 
 UtcDatetime = Annotated[AwareDatetime, AfterValidator(_as_utc)]

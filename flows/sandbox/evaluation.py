@@ -1,10 +1,9 @@
-"""What only a simulation can know: accuracy on held-out frames with their truth, and what random labels would have given."""
+"""What only a simulation can know: accuracy on held-out frames, and what random labels would have given."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,28 +20,13 @@ from flows._blobs import fetch_images
 from flows._wiring import Services
 from flows.import_labels import IMPORTED
 from flows.sandbox.fashion_mnist import FashionMnist
+from flows.sandbox.heldout import HeldOutAccuracy
 from flows.sandbox.world import held_out
 from flows.sandbox.world_schedule import Condition, Schedule, WorldConfig
 from flows.train_candidate import load_items
 
 FRAMES_PER_CELL = 1000
 LABEL_NOISE = 0.02
-
-
-@dataclass(frozen=True)
-class HeldOutAccuracy:
-    """Accuracy by camera and condition, on frames of garments that no camera ever showed."""
-
-    cells: dict[str, float]
-    """`cam-3/dusk` to accuracy."""
-
-    @property
-    def mean(self) -> float:
-        """Each camera counts the same; within a camera each condition."""
-        by_camera: dict[str, list[float]] = {}
-        for cell, accuracy in self.cells.items():
-            by_camera.setdefault(cell.partition("/")[0], []).append(accuracy)
-        return float(np.mean([np.mean(values) for values in by_camera.values()]))
 
 
 class Judge:
@@ -66,12 +50,6 @@ class Judge:
         )
 
 
-def recovered_share(before: HeldOutAccuracy, after: HeldOutAccuracy, camera: str) -> float | None:
-    """Of the accuracy that dusk cost the model `before`, the share that `after` won back; None if it cost nothing."""
-    cost = before.cells[f"{camera}/day"] - before.cells[f"{camera}/dusk"]
-    return (after.cells[f"{camera}/dusk"] - before.cells[f"{camera}/dusk"]) / cost if cost > 0 else None
-
-
 def train_control(
     wired: Services,
     world: WorldConfig,
@@ -91,12 +69,12 @@ def train_control(
     parts = {split: [load_items(wired, _imported(first, split))] for split in (Split.TRAIN, Split.VALIDATION)}
     used: set[str] = set()
     for (dataset, uploads), previous in zip(datasets[1:], datasets[:-1], strict=True):
-        for split in parts:
+        for split, learned in parts.items():
             wanted = _size(dataset, split) - _size(previous[0], split)
             free = [sample for sample in uploads if sample.sample_id not in used]
             chosen = [free[i] for i in rng.permutation(len(free))[:wanted]]
             used.update(sample.sample_id for sample in chosen)
-            parts[split].append(_label(wired, chosen, truth, rng))
+            learned.append(_label(wired, chosen, truth, rng))
     train, validation = (_join(parts[split]) for split in (Split.TRAIN, Split.VALIDATION))
     names = wired.settings.labels.class_names
     model = train_classifier(

@@ -152,6 +152,13 @@ def test_a_group_name_used_before_binds() -> None:
     assert _splits(second) == {"s5": Split.TRAIN, "s9": Split.EXCLUDED}
 
 
+def test_a_new_member_takes_the_stored_name_of_its_group() -> None:
+    """A group computed anew under another name is stored under the one it had, so that it stays one group."""
+    first = _plan(None, [_labelled("b")], {"b": "b"})
+    second = _plan(first, [_labelled("a")], {"a": "a", "b": "a"})
+    assert {item.sample_id: item.group for item in second.items} == {"a": "b", "b": "b"}
+
+
 def test_a_new_label_changes_the_label_not_the_split() -> None:
     """A correction makes another version with the item on the same side."""
     groups = {"a": "a"}

@@ -1,0 +1,321 @@
+"""The annotation backend over Label Studio. The only home of its client."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from json import JSONDecodeError
+from typing import Any
+
+import httpx
+from label_studio_sdk.client import LabelStudio
+from label_studio_sdk.core.api_error import ApiError
+from label_studio_sdk.core.parse_error import ParsingError
+from label_studio_sdk.core.request_options import RequestOptions
+from pydantic import AwareDatetime, BaseModel, ValidationError
+
+from curate.annotation.formats import format_of, import_request
+from curate.annotation.models import AnnotationTask, BackendAnnotation, CollectedAnnotations, SentTask
+from curate.annotation.settings import ImageStorageSettings, LabelStudioSettings
+from curate.catalog.labels import LabelSpec
+from curate.errors import AnnotationError, AnnotationUnavailableError
+
+_logger = logging.getLogger(__name__)
+
+_STORAGE_TITLE = "Gleaner captures"
+_FIND_CHUNK = 50
+"""Samples looked up in one request: the filter travels in the address, which servers limit to about 8 kB."""
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+_PASSING_STATUS = frozenset({408, 409, 429})
+_INSTRUCTION = (
+    "<p>Choose the class of the object, with the mouse or its key. The choice that is set already is the camera's "
+    "guess; it is often wrong, or nobody would ask. <b>Skip</b> when it cannot be told.</p>"
+)
+
+
+class _Answer(BaseModel):
+    """An annotation as the API returns it."""
+
+    id: int
+    result: list[dict[str, Any]] | None = None
+    was_cancelled: bool = False
+    completed_by: int | dict[str, Any] | None = None
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+    lead_time: float | None = None
+
+
+class _Task(BaseModel):
+    """A task as the API returns it; the client's own types differ from call to call."""
+
+    id: int
+    data: dict[str, Any]
+    updated_at: AwareDatetime
+    total_annotations: int | None = None
+    cancelled_annotations: int | None = None
+    annotations: list[_Answer] | None = None
+
+    @property
+    def sample_id(self) -> str | None:
+        """The sample it asks about; None for a task somebody else put into the project."""
+        return self.data.get("sample_id")
+
+
+class LabelStudioBackend:
+    """An `AnnotationBackend` in one Label Studio project, found by its title.
+
+    Raises AnnotationUnavailableError when the server cannot be reached or fails in passing, AnnotationError when
+    it refuses.
+    """
+
+    def __init__(self, settings: LabelStudioSettings, labels: LabelSpec) -> None:
+        self._settings = settings
+        self._labels = labels
+        self._format = format_of(labels)
+        self._project_id: int | None = None
+        # No hidden retries: a repeated POST makes a second task, and callers back off by themselves.
+        self._client = LabelStudio(
+            base_url=settings.url.rstrip("/"), api_key=settings.load_token(), timeout=settings.timeout_s, max_retries=0
+        )
+
+    def ensure_project(self) -> str:
+        """Create or find the project and bring its configuration and storage up to date; return its address."""
+        with _translated("preparing the project"):
+            project_id = self._find_project() or self._create_project()
+            self._update_project(project_id)
+            if self._settings.storage is not None:
+                self._ensure_storage(project_id, self._settings.storage)
+        self._project_id = project_id
+        return f"{self._settings.url.rstrip('/')}/projects/{project_id}/data"
+
+    def find_tasks(self, sample_ids: Sequence[str]) -> list[SentTask]:
+        """Return the tasks that ask about these samples, oldest first."""
+        found: list[_Task] = []
+        for start in range(0, len(sample_ids), _FIND_CHUNK):
+            chunk = list(sample_ids[start : start + _FIND_CHUNK])
+            found += self._list_tasks([_condition("data.sample_id", "in_list", "List", chunk)], fields="task_only")
+        return [_sent(task) for task in sorted(found, key=lambda task: task.id) if task.sample_id is not None]
+
+    def send_tasks(self, tasks: Sequence[AnnotationTask]) -> list[SentTask]:
+        """Import the tasks in one request. After any error some or all of them may be there: look before resending."""
+        if not tasks:
+            return []
+        requests: list[Any] = [import_request(task, self._labels) for task in tasks]
+        options = RequestOptions(max_retries=0, timeout=self._settings.send_timeout_s)
+        with _translated("sending tasks"):
+            answer = self._client.projects.import_tasks(
+                id=self._project(), request=requests, return_task_ids=True, request_options=options
+            )
+        task_ids = getattr(answer, "task_ids", None) or []
+        if len(task_ids) != len(tasks):
+            raise AnnotationUnavailableError(
+                f"Label Studio answered {len(task_ids)} ids for {len(tasks)} tasks", hint="look up what it holds"
+            )
+        return [SentTask(task.sample_id, str(task_id)) for task, task_id in zip(tasks, task_ids, strict=True)]
+
+    def delete_tasks(self, backend_task_ids: Sequence[str]) -> None:
+        """Remove the tasks; those that are gone already count as removed."""
+        for task_id in backend_task_ids:
+            with _translated(f"deleting task {task_id}"):
+                try:
+                    self._client.tasks.delete(id=task_id)
+                except ApiError as exc:
+                    if exc.status_code != 404:
+                        raise
+
+    def collect(self, since: datetime | None) -> CollectedAnnotations:
+        """Return the answers of tasks changed since a little before `since`.
+
+        The watermark is by the server's clock: the newest change it knew before the tasks were read, so a change
+        during the reading is read again by the next poll. An answer that cannot be read counts as a skip.
+        """
+        horizon = self._newest_change()
+        if horizon is None:
+            return CollectedAnnotations((), since or _BEGINNING)
+        conditions = [_condition("total_annotations", "greater", "Number", 0)]
+        conditions += [_condition("cancelled_annotations", "greater", "Number", 0)]
+        if since is not None:
+            start = max(since - timedelta(seconds=self._settings.overlap_s), _BEGINNING)
+            conditions = [_changed_since(start) | {"child_filter": condition} for condition in conditions]
+        answered = self._list_tasks(conditions, fields="all", conjunction="or")
+        annotations = [self._annotation(task, answer) for task in answered for answer in task.annotations or ()]
+        watermark = max(since, horizon) if since is not None else horizon
+        return CollectedAnnotations(tuple(annotation for annotation in annotations if annotation), watermark)
+
+    def count_tasks(self) -> int:
+        """Return how many tasks the project holds."""
+        with _translated("counting tasks"):
+            return int(self._client.tasks.list(project=self._project(), fields="task_only", page_size=1).response.total)
+
+    def _project(self) -> int:
+        if self._project_id is None:
+            self.ensure_project()
+        if self._project_id is None:
+            raise AnnotationError(f"there is no project {self._settings.project_title!r}")
+        return self._project_id
+
+    def _find_project(self) -> int | None:
+        """Titles are not unique: the oldest project with ours is the one, for every process."""
+        title = self._settings.project_title
+        projects = self._client.projects.list(title=title, include="id,title", page_size=100).items or []
+        return min((project.id for project in projects if project.title == title), default=None)
+
+    def _create_project(self) -> int:
+        created = self._client.projects.create(title=self._settings.project_title, **self._wanted()).id
+        oldest = self._find_project()
+        if oldest is None or oldest == created:
+            return int(created)
+        # Another process created it at the same time; ours is still empty.
+        self._client.projects.delete(id=created)
+        return oldest
+
+    def _wanted(self) -> dict[str, Any]:
+        return {
+            "description": "Camera frames that Gleaner asks about. Managed by Gleaner: sent and collected by itself.",
+            "label_config": self._format.label_config(self._labels),
+            "expert_instruction": _INSTRUCTION,
+            "show_instruction": False,
+            # The queue is sent in order of rank. "Uncertainty sampling" turns random with a second annotator.
+            "sampling": "Sequential sampling",
+            "maximum_annotations": 1,
+            "show_collab_predictions": True,
+            "show_skip_button": True,
+            # One person's "cannot tell" settles the question, as it does in the ledger.
+            "skip_queue": "IGNORE_SKIPPED",
+        }
+
+    def _update_project(self, project_id: int) -> None:
+        project = self._client.projects.get(id=project_id)
+        changes = {name: value for name, value in self._wanted().items() if getattr(project, name, None) != value}
+        if changes:
+            _logger.info("updating the Label Studio project: %s", ", ".join(changes))
+            self._client.projects.update(id=project_id, **changes)
+
+    def _ensure_storage(self, project_id: int, storage: ImageStorageSettings) -> None:
+        """Let Label Studio resolve `s3://` addresses when an image is viewed. Never synchronised: we send the tasks."""
+        keys = storage.load_keys()
+        mark = f"Managed by Gleaner, {storage.fingerprint(keys)}"
+        wanted: dict[str, Any] = {
+            "title": _STORAGE_TITLE,
+            "description": mark,
+            "bucket": storage.bucket,
+            "prefix": storage.prefix,
+            "region_name": storage.region,
+            "use_blob_urls": True,
+            "presign": True,
+            "presign_ttl": storage.presign_ttl_min,
+        }
+        if storage.endpoint_url is not None:
+            wanted["s3endpoint"] = storage.endpoint_url
+        if keys is not None:
+            wanted["aws_access_key_id"] = keys.access_key
+            wanted["aws_secret_access_key"] = keys.secret_key.get_secret_value()
+        ours = [s for s in self._client.import_storage.s3.list(project=project_id) if s.title == _STORAGE_TITLE]
+        if not ours:
+            self._client.import_storage.s3.create(project=project_id, **wanted)
+        elif (oldest := min(ours, key=lambda each: each.id)).description != mark:
+            self._client.import_storage.s3.update(id=oldest.id, project=project_id, **wanted)
+
+    def _newest_change(self) -> datetime | None:
+        query = json.dumps({"ordering": ["-tasks:updated_at"]})
+        with _translated("looking for changes"):
+            page = self._client.tasks.list(project=self._project(), fields="task_only", page_size=1, query=query)
+            return _Task.model_validate(page.items[0].model_dump()).updated_at if page.items else None
+
+    def _list_tasks(self, conditions: list[dict[str, Any]], *, fields: Any, conjunction: str = "and") -> list[_Task]:
+        """Read all pages. Tasks are ordered by id, so that one that changes meanwhile does not jump pages."""
+        query = {"filters": {"conjunction": conjunction, "items": conditions}, "ordering": ["tasks:id"]}
+        tasks: dict[int, _Task] = {}
+        number, total = 1, 1
+        with _translated("listing tasks"):
+            while (number - 1) * self._settings.page_size < total:
+                page = self._client.tasks.list(
+                    project=self._project(),
+                    fields=fields,
+                    page=number,
+                    page_size=self._settings.page_size,
+                    query=json.dumps(query),
+                )
+                number, total = number + 1, int(page.response.total)
+                tasks.update({task.id: task for task in _parse(page.items or [])})
+        return list(tasks.values())
+
+    def _annotation(self, task: _Task, answer: _Answer) -> BackendAnnotation | None:
+        if task.sample_id is None:
+            return None
+        label = None if answer.was_cancelled else self._read(task, answer)
+        who = answer.completed_by.get("id") if isinstance(answer.completed_by, dict) else answer.completed_by
+        return BackendAnnotation(
+            annotation_id=str(answer.id),
+            backend_task_id=str(task.id),
+            sample_id=task.sample_id,
+            annotator=str(who) if who is not None else None,
+            label=label,
+            was_cancelled=label is None,
+            created_at=answer.created_at,
+            updated_at=answer.updated_at,
+            lead_time_s=answer.lead_time,
+        )
+
+    def _read(self, task: _Task, answer: _Answer) -> dict[str, Any] | None:
+        """One bad answer must not stop the others, and the round must not wait for it forever."""
+        try:
+            return self._format.parse(answer.result or [], self._labels)
+        except AnnotationError as exc:
+            _logger.warning("task %s, answer %s counts as skipped until it is corrected: %s", task.id, answer.id, exc)
+            return None
+
+
+def _parse(items: Sequence[Any]) -> list[_Task]:
+    return [_Task.model_validate(item.model_dump()) for item in items]
+
+
+def _sent(task: _Task) -> SentTask:
+    is_answered = bool((task.total_annotations or 0) + (task.cancelled_annotations or 0))
+    return SentTask(str(task.sample_id), str(task.id), is_answered)
+
+
+def _condition(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+
+def _changed_since(moment: datetime) -> dict[str, Any]:
+    text = moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return _condition("updated_at", "greater_or_equal", "Datetime", text)
+
+
+@contextmanager
+def _translated(action: str) -> Iterator[None]:
+    """Turn the client's failures into ours."""
+    try:
+        yield
+    except ApiError as exc:
+        raise _refusal(action, exc) from exc
+    except httpx.HTTPError as exc:
+        raise AnnotationUnavailableError(
+            f"{action}: Label Studio cannot be reached ({type(exc).__name__}: {exc})", hint="is it running?"
+        ) from exc
+    except (ParsingError, ValidationError, JSONDecodeError) as exc:
+        raise AnnotationError(
+            f"{action}: Label Studio answered something unknown: {exc}", hint="is this version of it supported?"
+        ) from exc
+
+
+def _refusal(action: str, error: ApiError) -> AnnotationError:
+    status = error.status_code or 0
+    if status >= 500 or status in _PASSING_STATUS or status < 400:  # below 400: a page that is not the API's
+        return AnnotationUnavailableError(f"{action}: Label Studio failed with {status}")
+    if status in {401, 403}:
+        return AnnotationError(
+            f"{action}: Label Studio does not accept the token ({status})",
+            hint="use a legacy token, or enable legacy tokens for the organization in Label Studio",
+        )
+    return AnnotationError(f"{action}: Label Studio refused with {status}: {_detail(error.body)}")
+
+
+def _detail(body: Any) -> str:
+    detail = body.get("validation_errors") or body.get("detail") or body if isinstance(body, dict) else body
+    return str(detail)[:500]
