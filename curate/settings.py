@@ -106,7 +106,7 @@ def load_settings() -> Settings:
     if named and not Path(named).is_file():
         raise ConfigError(f"{CONFIG_VARIABLE} names {named}, which does not exist", hint="see configs/curate.yaml")
     try:
-        return Settings()  # type: ignore[call-arg]  # the sources fill the required fields
+        return Settings()
     except ValidationError as exc:
         problems = exc.errors(include_url=False, include_input=False)
         lines = "\n".join(f"  {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems)

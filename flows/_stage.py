@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import Task, task
+from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
@@ -27,7 +27,7 @@ def stage_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """A task that is retried with growing delays while its error says that trying again can help."""
 
     def decorate(body: Callable[P, R]) -> Task[P, R]:
-        return task(
+        return Task(
             body,
             name=name,
             retries=len(RETRY_DELAYS_S),

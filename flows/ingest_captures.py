@@ -39,8 +39,9 @@ def ingest_inbox() -> dict[str, int]:
     for blob in outstanding:
         device, result = _admit(wired, blob)
         counts.update(samples=result.samples, feedback=result.feedback, quarantined=result.quarantined)
-        devices.add(device)
-    for device in devices - {None}:
+        if device is not None:
+            devices.add(device)
+    for device in devices:
         _acknowledge(wired, device)
     for blob in outstanding:
         wired.store.delete(blob.key)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any, cast
 
-from prefect import serve
+from prefect import Flow, serve
+from prefect.deployments.runner import RunnerDeployment
+from prefect.types.entrypoint import EntrypointType
 
 from curate.settings import load_settings
 from flows.collect_annotations import collect_annotations
@@ -16,27 +19,32 @@ from flows.supervise_rollout import supervise_rollout
 DEPLOYMENT = "fleet"
 """Every flow has one deployment of this name: `curation-round/fleet`."""
 
+PARALLEL_RUNS = 4
+
 
 def serve_deployments() -> None:
-    """Register the deployments and serve them until stopped. One run of each flow at a time."""
+    """Register the deployments and serve them until stopped."""
     schedule = load_settings().schedule
     serve(
-        ingest_captures.to_deployment(
-            DEPLOYMENT, interval=timedelta(seconds=schedule.ingest_s), concurrency_limit=1, tags=["gleaner"]
-        ),
-        collect_annotations.to_deployment(
-            DEPLOYMENT, interval=timedelta(seconds=schedule.collect_s), concurrency_limit=1, tags=["gleaner"]
-        ),
-        supervise_rollout.to_deployment(
-            DEPLOYMENT, interval=timedelta(seconds=schedule.supervise_s), concurrency_limit=1, tags=["gleaner"]
-        ),
-        curation_round.to_deployment(
-            DEPLOYMENT, interval=timedelta(seconds=schedule.round_s), concurrency_limit=1, tags=["gleaner"]
-        ),
-        import_labels.to_deployment(DEPLOYMENT, tags=["gleaner"]),
-        limit=4,
+        _deployment(ingest_captures, schedule.ingest_s),
+        _deployment(collect_annotations, schedule.collect_s),
+        _deployment(supervise_rollout, schedule.supervise_s),
+        _deployment(curation_round, schedule.round_s),
+        _deployment(import_labels, None),
+        limit=PARALLEL_RUNS,
         print_starting_message=False,
     )
+
+
+def _deployment(flow: Flow[Any, Any], every_s: float | None) -> RunnerDeployment:
+    deployment = flow.to_deployment(
+        DEPLOYMENT,
+        interval=timedelta(seconds=every_s) if every_s else None,
+        description=flow.description,
+        tags=["gleaner"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    return cast(RunnerDeployment, deployment)  # only inside an event loop is it a coroutine
 
 
 if __name__ == "__main__":

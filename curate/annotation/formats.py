@@ -75,7 +75,9 @@ class ClassificationFormat:
             requiredMessage="Choose a class, or skip the task",
         )
         for name, hotkey in zip(labels.class_names, _padded(_HOTKEYS, len(labels.class_names)), strict=True):
-            ET.SubElement(choices, "Choice", value=name, **({"hotkey": hotkey} if hotkey else {}))
+            choice = ET.SubElement(choices, "Choice", value=name)
+            if hotkey:
+                choice.set("hotkey", hotkey)
         ET.SubElement(right, "Header", value="$headline", size="5")
         ET.SubElement(right, "Text", name="why", value="$why")
         ET.indent(page)

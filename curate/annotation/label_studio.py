@@ -11,6 +11,7 @@ from json import JSONDecodeError
 from typing import Any
 
 import httpx
+from label_studio_sdk.base_client import LabelStudioBase
 from label_studio_sdk.client import LabelStudio
 from label_studio_sdk.core.api_error import ApiError
 from label_studio_sdk.core.parse_error import ParsingError
@@ -28,7 +29,13 @@ _logger = logging.getLogger(__name__)
 _STORAGE_TITLE = "Gleaner captures"
 _FIND_CHUNK = 50
 """Samples looked up in one request: the filter travels in the address, which servers limit to about 8 kB."""
+_STORAGE_HINT = (
+    "Label Studio wants to reach the bucket and see at least one capture in it; its log says what is missing"
+)
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+_TASK_FIELDS = "id,data,updated_at,total_annotations,cancelled_annotations"
+_ANSWER_FIELDS = "id,data,updated_at,annotations,result,was_cancelled,completed_by,created_at,lead_time"
+"""Naming the fields, those of the annotations too, makes a page four times faster."""
 _PASSING_STATUS = frozenset({408, 409, 429})
 _INSTRUCTION = (
     "<p>Choose the class of the object, with the mouse or its key. The choice that is set already is the camera's "
@@ -77,7 +84,7 @@ class LabelStudioBackend:
         self._format = format_of(labels)
         self._project_id: int | None = None
         # No hidden retries: a repeated POST makes a second task, and callers back off by themselves.
-        self._client = LabelStudio(
+        self._client: LabelStudioBase = LabelStudio(  # type: ignore[no-untyped-call]  # its __init__ has no types
             base_url=settings.url.rstrip("/"), api_key=settings.load_token(), timeout=settings.timeout_s, max_retries=0
         )
 
@@ -86,7 +93,8 @@ class LabelStudioBackend:
         with _translated("preparing the project"):
             project_id = self._find_project() or self._create_project()
             self._update_project(project_id)
-            if self._settings.storage is not None:
+        if self._settings.storage is not None:
+            with _translated("connecting the bucket", hint=_STORAGE_HINT):
                 self._ensure_storage(project_id, self._settings.storage)
         self._project_id = project_id
         return f"{self._settings.url.rstrip('/')}/projects/{project_id}/data"
@@ -96,18 +104,20 @@ class LabelStudioBackend:
         found: list[_Task] = []
         for start in range(0, len(sample_ids), _FIND_CHUNK):
             chunk = list(sample_ids[start : start + _FIND_CHUNK])
-            found += self._list_tasks([_condition("data.sample_id", "in_list", "List", chunk)], fields="task_only")
+            found += self._list_tasks([_condition("data.sample_id", "in_list", "List", chunk)])
         return [_sent(task) for task in sorted(found, key=lambda task: task.id) if task.sample_id is not None]
 
     def send_tasks(self, tasks: Sequence[AnnotationTask]) -> list[SentTask]:
         """Import the tasks in one request. After any error some or all of them may be there: look before resending."""
         if not tasks:
             return []
+        if self._project_id is None:
+            self.ensure_project()
         requests: list[Any] = [import_request(task, self._labels) for task in tasks]
         options = RequestOptions(max_retries=0, timeout=self._settings.send_timeout_s)
         with _translated("sending tasks"):
             answer = self._client.projects.import_tasks(
-                id=self._project(), request=requests, return_task_ids=True, request_options=options
+                id=self._project() or 0, request=requests, return_task_ids=True, request_options=options
             )
         task_ids = getattr(answer, "task_ids", None) or []
         if len(task_ids) != len(tasks):
@@ -140,7 +150,7 @@ class LabelStudioBackend:
         if since is not None:
             start = max(since - timedelta(seconds=self._settings.overlap_s), _BEGINNING)
             conditions = [_changed_since(start) | {"child_filter": condition} for condition in conditions]
-        answered = self._list_tasks(conditions, fields="all", conjunction="or")
+        answered = self._list_tasks(conditions, conjunction="or", with_answers=True)
         annotations = [self._annotation(task, answer) for task in answered for answer in task.annotations or ()]
         watermark = max(since, horizon) if since is not None else horizon
         return CollectedAnnotations(tuple(annotation for annotation in annotations if annotation), watermark)
@@ -148,26 +158,26 @@ class LabelStudioBackend:
     def count_tasks(self) -> int:
         """Return how many tasks the project holds."""
         with _translated("counting tasks"):
-            return int(self._client.tasks.list(project=self._project(), fields="task_only", page_size=1).response.total)
+            return self._page({}, page_size=1)[1]
 
-    def _project(self) -> int:
+    def _project(self) -> int | None:
+        """Reading must not create: before the first send there may be neither a project nor a capture."""
         if self._project_id is None:
-            self.ensure_project()
-        if self._project_id is None:
-            raise AnnotationError(f"there is no project {self._settings.project_title!r}")
+            self._project_id = self._find_project()
         return self._project_id
 
     def _find_project(self) -> int | None:
         """Titles are not unique: the oldest project with ours is the one, for every process."""
         title = self._settings.project_title
-        projects = self._client.projects.list(title=title, include="id,title", page_size=100).items or []
-        return min((project.id for project in projects if project.title == title), default=None)
+        found: list[Any] = self._client.projects.list(title=title, include="id,title", page_size=100).items or []
+        return min((int(project.id) for project in found if project.title == title), default=None)
 
     def _create_project(self) -> int:
-        created = self._client.projects.create(title=self._settings.project_title, **self._wanted()).id
+        project: Any = self._client.projects.create(title=self._settings.project_title, **self._wanted())
+        created = int(project.id)
         oldest = self._find_project()
         if oldest is None or oldest == created:
-            return int(created)
+            return created
         # Another process created it at the same time; ours is still empty.
         self._client.projects.delete(id=created)
         return oldest
@@ -220,28 +230,40 @@ class LabelStudioBackend:
             self._client.import_storage.s3.update(id=oldest.id, project=project_id, **wanted)
 
     def _newest_change(self) -> datetime | None:
-        query = json.dumps({"ordering": ["-tasks:updated_at"]})
         with _translated("looking for changes"):
-            page = self._client.tasks.list(project=self._project(), fields="task_only", page_size=1, query=query)
-            return _Task.model_validate(page.items[0].model_dump()).updated_at if page.items else None
+            tasks, _ = self._page({"ordering": ["-tasks:updated_at"]}, page_size=1)
+        return tasks[0].updated_at if tasks else None
 
-    def _list_tasks(self, conditions: list[dict[str, Any]], *, fields: Any, conjunction: str = "and") -> list[_Task]:
+    def _list_tasks(
+        self, conditions: list[dict[str, Any]], *, conjunction: str = "and", with_answers: bool = False
+    ) -> list[_Task]:
         """Read all pages. Tasks are ordered by id, so that one that changes meanwhile does not jump pages."""
         query = {"filters": {"conjunction": conjunction, "items": conditions}, "ordering": ["tasks:id"]}
+        size = self._settings.page_size
         tasks: dict[int, _Task] = {}
         number, total = 1, 1
         with _translated("listing tasks"):
-            while (number - 1) * self._settings.page_size < total:
-                page = self._client.tasks.list(
-                    project=self._project(),
-                    fields=fields,
-                    page=number,
-                    page_size=self._settings.page_size,
-                    query=json.dumps(query),
-                )
-                number, total = number + 1, int(page.response.total)
-                tasks.update({task.id: task for task in _parse(page.items or [])})
+            while (number - 1) * size < total:
+                page, total = self._page(query, page_size=size, number=number, with_answers=with_answers)
+                tasks.update({task.id: task for task in page})
+                number += 1
         return list(tasks.values())
+
+    def _page(
+        self, query: dict[str, Any], *, page_size: int, number: int = 1, with_answers: bool = False
+    ) -> tuple[list[_Task], int]:
+        """Return one page and how many tasks there are on all pages."""
+        if self._project() is None:
+            return [], 0
+        page: Any = self._client.tasks.list(
+            project=self._project(),
+            fields="all" if with_answers else "task_only",
+            include=_ANSWER_FIELDS if with_answers else _TASK_FIELDS,
+            page=number,
+            page_size=page_size,
+            query=json.dumps(query),
+        )
+        return [_Task.model_validate(item.model_dump()) for item in page.items or []], int(page.response.total)
 
     def _annotation(self, task: _Task, answer: _Answer) -> BackendAnnotation | None:
         if task.sample_id is None:
@@ -269,10 +291,6 @@ class LabelStudioBackend:
             return None
 
 
-def _parse(items: Sequence[Any]) -> list[_Task]:
-    return [_Task.model_validate(item.model_dump()) for item in items]
-
-
 def _sent(task: _Task) -> SentTask:
     is_answered = bool((task.total_annotations or 0) + (task.cancelled_annotations or 0))
     return SentTask(str(task.sample_id), str(task.id), is_answered)
@@ -288,12 +306,12 @@ def _changed_since(moment: datetime) -> dict[str, Any]:
 
 
 @contextmanager
-def _translated(action: str) -> Iterator[None]:
+def _translated(action: str, hint: str | None = None) -> Iterator[None]:
     """Turn the client's failures into ours."""
     try:
         yield
     except ApiError as exc:
-        raise _refusal(action, exc) from exc
+        raise _refusal(action, exc, hint) from exc
     except httpx.HTTPError as exc:
         raise AnnotationUnavailableError(
             f"{action}: Label Studio cannot be reached ({type(exc).__name__}: {exc})", hint="is it running?"
@@ -304,16 +322,16 @@ def _translated(action: str) -> Iterator[None]:
         ) from exc
 
 
-def _refusal(action: str, error: ApiError) -> AnnotationError:
+def _refusal(action: str, error: ApiError, hint: str | None) -> AnnotationError:
     status = error.status_code or 0
     if status >= 500 or status in _PASSING_STATUS or status < 400:  # below 400: a page that is not the API's
-        return AnnotationUnavailableError(f"{action}: Label Studio failed with {status}")
+        return AnnotationUnavailableError(f"{action}: Label Studio failed with {status}", hint=hint)
     if status in {401, 403}:
         return AnnotationError(
             f"{action}: Label Studio does not accept the token ({status})",
             hint="use a legacy token, or enable legacy tokens for the organization in Label Studio",
         )
-    return AnnotationError(f"{action}: Label Studio refused with {status}: {_detail(error.body)}")
+    return AnnotationError(f"{action}: Label Studio refused with {status}: {_detail(error.body)}", hint=hint)
 
 
 def _detail(body: Any) -> str:

@@ -6,39 +6,11 @@ hard-swish spreads the activation range, which is what costs such nets their acc
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-class NetworkShape(BaseModel):
-    """Size of the network: stage i has `depths[i]` convolutions of `widths[i]` channels after a 2x2 max pooling.
-
-    A stem at full resolution comes first, the mean over the last map follows. Pooling the strongest response beats
-    strided convolutions by 3 to 4 points on a few hundred labels. Channel counts in multiples of 16 fill the vector
-    lanes.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stem_width: int = Field(default=16, ge=1)
-    widths: tuple[int, ...] = (32, 64, 128)
-    depths: tuple[int, ...] = (2, 2, 1)
-    embedding_dim: int = Field(default=64, ge=2)
-
-    @model_validator(mode="after")
-    def _stages_correspond(self) -> Self:
-        if len(self.widths) != len(self.depths) or min((*self.widths, *self.depths), default=0) < 1:
-            raise ValueError("widths and depths describe the same stages, each with a positive number")
-        return self
-
-    @property
-    def least_side(self) -> int:
-        """Smallest height and width of a frame that leaves a pixel after all poolings."""
-        return int(2 ** len(self.widths))
+from curate.training.recipe import NetworkShape
 
 
 class ConvNet(nn.Module):

@@ -20,8 +20,9 @@ from safetensors.torch import save
 from torch import nn
 
 from curate.errors import TrainingError
-from curate.training.architectures import ConvNet, NetworkShape, ServingModule
+from curate.training.architectures import ConvNet, ServingModule
 from curate.training.data import Images
+from curate.training.recipe import NetworkShape
 
 _HEADER_KEY = "gleaner.classifier"
 

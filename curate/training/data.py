@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
 from curate.errors import TrainingError
+from curate.training.recipe import Augmentation
 
 Images = NDArray[np.uint8]
 
@@ -43,35 +40,6 @@ class LabelledImages:
         return cls(np.zeros((0, height, width, 3), np.uint8), np.zeros(0, np.int64))
 
 
-class Augmentation(BaseModel):
-    """How far a training frame may wander from the captured one. Zero switches a part off.
-
-    The ranges are those of fixed cameras: small displacement, changing light, noise, a soft lens, things in the way.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    shift: float = Field(default=0.1, ge=0, le=0.5, description="displacement, share of the side")
-    scale: float = Field(default=0.1, ge=0, le=0.5, description="zoom in or out, share")
-    rotation_deg: float = Field(default=8.0, ge=0, le=45)
-    flip_probability: float = Field(default=0.5, ge=0, le=1)
-    light: float = Field(default=0.35, ge=0, le=0.9, description="gain: 1 ± light")
-    contrast: float = Field(default=0.3, ge=0, le=0.9)
-    gamma: float = Field(default=0.3, ge=0, le=2, description="exponent: exp(± gamma)")
-    noise: float = Field(default=0.06, ge=0, le=0.5, description="largest standard deviation, share of full scale")
-    blur: float = Field(default=0.6, ge=0, le=1, description="largest weight of the blurred copy")
-    cutout: float = Field(default=0.3, ge=0, le=0.8, description="side of the hidden square, share of the side")
-
-
-def decode_images(encoded: Iterable[tuple[str, bytes]], height: int, width: int) -> Images:
-    """Decode `(sample_id, JPEG or PNG bytes)` pairs to uint8 [N, height, width, 3], scaled where the size differs.
-
-    Raises TrainingError, naming the sample, when bytes are no readable image.
-    """
-    frames = [_decode_image(sample_id, data, height, width) for sample_id, data in encoded]
-    return np.stack(frames) if frames else np.zeros((0, height, width, 3), np.uint8)
-
-
 def augment(images: Tensor, strength: Augmentation, generator: torch.Generator) -> Tensor:
     """A random variant of every frame. `images` float [N, 3, H, W] in 0..1; the same shape and range returns.
 
@@ -80,20 +48,6 @@ def augment(images: Tensor, strength: Augmentation, generator: torch.Generator) 
     moved = _move(images, strength, generator)
     lit = _relight(moved, strength, generator)
     return _degrade(lit, strength, generator).clamp_(0.0, 1.0)
-
-
-def _decode_image(sample_id: str, data: bytes, height: int, width: int) -> Images:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            rgb = image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as exc:
-        raise TrainingError(
-            f"sample {sample_id} is not a readable image: {exc}",
-            hint="quarantine the sample, or ingest it again from the bucket",
-        ) from exc
-    if rgb.size != (width, height):
-        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(rgb, dtype=np.uint8)
 
 
 def _uniform(count: int, limit: float, generator: torch.Generator) -> Tensor:

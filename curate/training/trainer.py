@@ -7,53 +7,19 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from curate.errors import ConfigError, TrainingError
+from curate.errors import TrainingError
 from curate.training import metrics
-from curate.training.architectures import ConvNet, NetworkShape, normalise
+from curate.training.architectures import ConvNet, normalise
 from curate.training.calibration import fit_temperature
 from curate.training.classifier import ClassifierMetadata, TrainedClassifier
-from curate.training.data import Augmentation, Images, LabelledImages, augment
-
-
-class TrainingRecipe(BaseModel):
-    """Everything that decides how a classifier is trained, apart from data and seed.
-
-    An epoch is a fixed number of steps, not a pass over the labels: the time a round costs does not grow with them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    network: NetworkShape = NetworkShape()
-    augmentation: Augmentation = Augmentation()
-    epochs: int = Field(default=10, ge=1)
-    steps_per_epoch: int = Field(default=40, ge=1)
-    batch_size: int = Field(default=64, ge=2)
-    learning_rate: float = Field(default=4e-3, gt=0)
-    warmup_share: float = Field(default=0.15, ge=0, lt=1, description="share of all steps with a rising rate")
-    weight_decay: float = Field(default=0.05, ge=0)
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    mixup_alpha: float = Field(default=0.0, ge=0, description="Beta(alpha, alpha) of mixup; 0 = off")
-    ema_decay: float = Field(default=0.98, ge=0, lt=1, description="averaging of weights over steps")
-    warm_start_keep: float = Field(default=0.5, ge=0, le=1, description="share of the old weights kept on a warm start")
-    threads: int = Field(default=2, ge=1, description="sums depend on it in the last bit, so it is part of the recipe")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a recipe from YAML. Raises ConfigError when the file is missing or does not follow the schema."""
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-        except (OSError, yaml.YAMLError, ValidationError) as exc:
-            raise ConfigError(f"{path.name} is not a training recipe: {exc}") from exc
+from curate.training.data import Images, LabelledImages, augment
+from curate.training.recipe import TrainingRecipe
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,8 @@ class Annotators:
         empty = [_is_zero("total_annotations"), _is_zero("cancelled_annotations")]
         query = {"filters": {"conjunction": "and", "items": empty}, "ordering": ["tasks:id"]}
         size = self._config.page_size + len(self._unknown)
-        page = self._get(
-            "/api/tasks", project=self._project_id, fields="task_only", page_size=size, query=json.dumps(query)
-        )
+        wanted = {"project": self._project_id, "fields": "task_only", "include": "id,data"}
+        page = self._get("/api/tasks", **wanted, page_size=size, query=json.dumps(query))
         tasks: list[dict[str, Any]] = page["tasks"]
         return [task for task in tasks if task["id"] not in self._unknown]
 

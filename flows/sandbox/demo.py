@@ -34,9 +34,9 @@ from flows.sandbox.link import LinkConfig, set_link
 from flows.sandbox.ports import find_free_ports
 from flows.sandbox.prefect_runs import crash_orphans, run_to_end, wait_for_deployment
 from flows.sandbox.processes import stop_process
-from flows.sandbox.stack import Stack, start_stack, stop_stack
+from flows.sandbox.stack import start_stack, stop_stack
 from flows.sandbox.stack_config import label_studio_config
-from flows.sandbox.stack_state import SERVICES
+from flows.sandbox.stack_state import SERVICES, Stack
 from flows.sandbox.supervisor import Program, Supervisor
 from flows.sandbox.users import UsersConfig
 from flows.sandbox.world import seed_samples

@@ -15,7 +15,7 @@ from curate.contracts.telemetry import ReportedState
 from flows.sandbox.demo_books import fetch_reported, find_violations, gather_annotation_book, gather_device_book
 from flows.sandbox.journal import Sighting, load_journal
 from flows.sandbox.report_gallery import Captioner, describe_choices, describe_dismissed, persist_thumbnails
-from flows.sandbox.report_html import render_report
+from flows.sandbox.report_html import percent, render_report
 from flows.sandbox.report_sections import (
     Json,
     count_leaks,
@@ -136,11 +136,6 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     _print_ledger(report["ledger"], console)
 
 
-def percent(share: float | None) -> str:
-    """A share as a person reads it; a dash for None."""
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
 def _close_books(run: DemoFacts, states: Mapping[str, ReportedState | None]) -> Json:
     """The ledger and what the annotation tool holds."""
     catalog = run.wired.catalog
@@ -173,19 +168,18 @@ def _look_back(run: DemoFacts, sightings: Sequence[Sighting], drift: Json | None
     dataset = catalog.latest_dataset_version()
     labels = {item.sample_id: str(item.label["class"]) for item in dataset.items} if dataset else {}
     captions = Captioner(run.world, run.wired.settings.labels.class_names, labels)
-    choices = {str(r.number): describe_choices(catalog.selection(r.number), samples, captions) for r in catalog.rounds()}
-    gallery = {
-        "rounds": {number: entries for number, entries in choices.items() if entries},
-        "dismissed": describe_dismissed(catalog.feedback(), samples, captions),
+    choices = {
+        str(r.number): describe_choices(catalog.selection(r.number), samples, captions) for r in catalog.rounds()
     }
-    shown = [*(entry for entries in gallery["rounds"].values() for entry in entries), *gallery["dismissed"]]
+    dismissed = describe_dismissed(catalog.feedback(), samples, captions)
+    shown = [*(entry for entries in choices.values() for entry in entries), *dismissed]
     persist_thumbnails(run.root, run.wired.store, samples, shown)
     zero = find_zero(run.events, sightings)
     return {
         "leakage": count_leaks(dataset, samples, run.world),
         "accuracy_over_time": follow_accuracy(sightings, zero, drift),
         "timeline": place_events(run.events, zero),
-        "gallery": gallery,
+        "gallery": {"rounds": {number: each for number, each in choices.items() if each}, "dismissed": dismissed},
     }
 
 

@@ -28,7 +28,7 @@ class Captioner:
     def describe(self, sample: Sample) -> dict[str, Any]:
         """JSON values for one picture; `truth` is None for a camera the world does not know."""
         prediction = sample.prediction
-        known = isinstance(prediction, ClassificationPrediction)
+        answer = prediction if isinstance(prediction, ClassificationPrediction) else None
         schedule = self._schedules.get(sample.camera_id)
         return {
             "sample_id": sample.sample_id,
@@ -36,8 +36,8 @@ class Captioner:
             "camera": sample.camera_id,
             "release": sample.release_id,
             "arms": list(sample.arms),
-            "predicted": self._names[prediction.class_index] if known else None,
-            "confidence": max(prediction.probabilities) if known else None,
+            "predicted": self._names[answer.class_index] if answer else None,
+            "confidence": max(answer.probabilities) if answer else None,
             "label": self._labels.get(sample.sample_id),
             "truth": self._names[schedule.burst_at(sample.frame_index).label] if schedule else None,
         }

@@ -72,8 +72,8 @@ def describe_rounds(
     labels, entries = 0, []
     for each in facts:
         labels += int(each.round.facts.get("imported", 0)) + answered[each.round.number]
-        estimate = each.round.facts.get("field_accuracy")
-        oracle = _oracle(each.round, estimate, sightings)
+        estimate: Json | None = each.round.facts.get("field_accuracy")
+        oracle = _oracle(each.round, estimate, sightings) if estimate else None
         gate = each.candidate.gate
         entries.append(
             {
@@ -87,7 +87,7 @@ def describe_rounds(
                 "candidate_accuracy_int8": scores[each.candidate.model_id].mean,
                 "field_accuracy": estimate,
                 "oracle_accuracy": oracle,
-                "oracle_in_ci95": None if oracle is None else contains(estimate["ci95"], oracle),
+                "oracle_in_ci95": contains(estimate["ci95"], oracle) if estimate and oracle is not None else None,
                 "control_random_accuracy": each.control.mean,
                 "control_random": dict(each.control.cells),
             }
@@ -101,9 +101,7 @@ def contains(interval: Sequence[float], value: float) -> bool:
     return low <= value <= high
 
 
-def _oracle(current: Round, estimate: Json | None, sightings: Sequence[Sighting]) -> float | None:
-    if estimate is None or "selected_at" not in current.facts:
-        return None
+def _oracle(current: Round, estimate: Json, sightings: Sequence[Sighting]) -> float | None:
     return oracle_accuracy(sightings, estimate["release"], datetime.fromisoformat(current.facts["selected_at"]))
 
 
@@ -150,7 +148,8 @@ def describe_totals(devices: Sequence[Json]) -> Json:
     """The fleet's sums."""
     names = ("frames_seen", "frames_skipped", "selected", "acked", "bytes_seen", "bytes_uploaded")
     sums: Json = {
-        name: sum(device.get(name, 0) for device in devices) for name in (*names, "frames_lost_at_swap", "feedback_sent")
+        name: sum(device.get(name, 0) for device in devices)
+        for name in (*names, "frames_lost_at_swap", "feedback_sent")
     }
     share = sums["bytes_uploaded"] / sums["bytes_seen"] if sums["bytes_seen"] else None
     return {**sums, "uploaded_share_of_bytes": share}

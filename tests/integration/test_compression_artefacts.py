@@ -19,7 +19,8 @@ from curate.compression.quantize import QuantizationResult, quantize_int8
 from curate.errors import CompressionError
 from curate.training.classifier import TrainedClassifier
 from curate.training.data import LabelledImages
-from curate.training.trainer import TrainingRecipe, train_classifier
+from curate.training.recipe import TrainingRecipe
+from curate.training.trainer import train_classifier
 
 NAMES = ("rows", "columns", "blank")
 RECIPE = TrainingRecipe(epochs=2, steps_per_epoch=15, batch_size=32, threads=1)

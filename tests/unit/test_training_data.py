@@ -1,59 +1,24 @@
-"""Labelled images, decoding and augmentation."""
+"""Labelled images and augmentation."""
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from curate.errors import TrainingError
-from curate.training.data import Augmentation, LabelledImages, augment, decode_images
+from curate.training.data import LabelledImages, augment
+from curate.training.recipe import Augmentation
 
 STILL = Augmentation(
     shift=0, scale=0, rotation_deg=0, flip_probability=0, light=0, contrast=0, gamma=0, noise=0, blur=0, cutout=0
 )
 
 
-def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
-    """Bytes of an image file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind)
-    return buffer.getvalue()
-
-
 def frames(count: int = 5, height: int = 12, width: int = 10) -> torch.Tensor:
     """Smooth random frames [N, 3, H, W] in 0..1."""
     coarse = torch.rand((count, 3, 3, 3), generator=torch.Generator().manual_seed(3))
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-
-
-def test_decoding_keeps_pixels_and_order() -> None:
-    """A lossless file of the right size comes back pixel for pixel, in the order given."""
-    images = np.random.default_rng(0).integers(0, 256, (3, 8, 6, 3), dtype=np.uint8)
-    decoded = decode_images([(f"s{i}", encoded(image)) for i, image in enumerate(images)], 8, 6)
-    assert np.array_equal(decoded, images)
-
-
-def test_decoding_scales_and_colours() -> None:
-    """A grey frame of another size becomes a colour frame of the asked size."""
-    decoded = decode_images([("s", encoded(np.full((20, 30), 77, np.uint8), "JPEG"))], 8, 6)
-    assert decoded.shape == (1, 8, 6, 3)
-    assert np.abs(decoded.astype(int) - 77).max() <= 2
-
-
-def test_decoding_nothing_gives_an_empty_stack() -> None:
-    """No sample is no error: the empty array has the right shape."""
-    assert decode_images([], 8, 6).shape == (0, 8, 6, 3)
-
-
-@pytest.mark.parametrize("data", [b"", b"not an image", encoded(np.zeros((40, 40, 3), np.uint8), "JPEG")[:200]])
-def test_a_bad_image_names_its_sample(data: bytes) -> None:
-    """Empty, foreign and truncated bytes raise TrainingError with the sample's id."""
-    with pytest.raises(TrainingError, match="sample-17"):
-        decode_images([("sample-17", data)], 8, 8)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

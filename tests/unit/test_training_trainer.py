@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from curate.errors import ConfigError, TrainingError
+from curate.errors import TrainingError
 from curate.training import metrics
-from curate.training.architectures import NetworkShape
 from curate.training.classifier import TrainedClassifier, load_classifier, persist_classifier
 from curate.training.data import LabelledImages
-from curate.training.trainer import EpochReport, TrainingRecipe, train_classifier
+from curate.training.recipe import NetworkShape, TrainingRecipe
+from curate.training.trainer import EpochReport, train_classifier
 
 NAMES = ("rows", "columns", "blank")
 RECIPE = TrainingRecipe(
@@ -169,17 +169,3 @@ def test_no_frames_give_no_predictions(model: TrainedClassifier) -> None:
     probabilities, embeddings = model.predict(np.zeros((0, 16, 16, 3), np.uint8))
     assert probabilities.shape == (0, 3)
     assert embeddings.shape == (0, 8)
-
-
-def test_recipes_are_read_from_yaml(tmp_path: Path) -> None:
-    """Given keys override defaults; an unknown key or a missing file is a ConfigError."""
-    path = tmp_path / "recipe.yaml"
-    path.write_text("epochs: 4\nnetwork: {widths: [16, 32], depths: [1, 1]}\naugmentation: {shift: 0.2}\n")
-    recipe = TrainingRecipe.load(path)
-    assert (recipe.epochs, recipe.network.widths, recipe.augmentation.shift) == (4, (16, 32), 0.2)
-    assert recipe.batch_size == TrainingRecipe().batch_size
-    path.write_text("epoch: 4\n")
-    with pytest.raises(ConfigError):
-        TrainingRecipe.load(path)
-    with pytest.raises(ConfigError):
-        TrainingRecipe.load(tmp_path / "none.yaml")
