@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from curate.errors import Error
+from flows import commands
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Turn what cameras get wrong into a better model on those cameras.",
     epilog="Start with `gleaner demo`: the whole loop on this machine, with real services, in a few minutes.",
 )
-console = Console()
+console = commands.console
 
 Root = Annotated[Path, typer.Option(help="Where data, logs and process ids live.")]
 DEFAULT_ROOT = Path(".gleaner")
@@ -100,6 +100,9 @@ def _show_status(root: Path) -> None:
         pid = str(each.pid) if each.pid else ""
         table.add_row(each.name, f"[{colour}]{each.state}[/]", each.address or "", pid, str(each.log))
     console.print(table)
+
+
+commands.register(app)
 
 
 def main() -> None:

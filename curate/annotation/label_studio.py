@@ -83,10 +83,19 @@ class LabelStudioBackend:
         self._labels = labels
         self._format = format_of(labels)
         self._project_id: int | None = None
+        self._http = httpx.Client(timeout=settings.timeout_s, follow_redirects=True)
         # No hidden retries: a repeated POST makes a second task, and callers back off by themselves.
         self._client: LabelStudioBase = LabelStudio(  # type: ignore[no-untyped-call]  # its __init__ has no types
-            base_url=settings.url.rstrip("/"), api_key=settings.load_token(), timeout=settings.timeout_s, max_retries=0
+            base_url=settings.url.rstrip("/"),
+            api_key=settings.load_token(),
+            timeout=settings.timeout_s,
+            max_retries=0,
+            httpx_client=self._http,
         )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
 
     def ensure_project(self) -> str:
         """Create or find the project and bring its configuration and storage up to date; return its address."""
@@ -178,7 +187,8 @@ class LabelStudioBackend:
         oldest = self._find_project()
         if oldest is None or oldest == created:
             return created
-        # Another process created it at the same time; ours is still empty.
+        # Another process created it at the same time; ours is still empty. (On SQLite the server may leave more empty
+        # ones behind when it repeats a write that found the database locked: they do no harm.)
         self._client.projects.delete(id=created)
         return oldest
 

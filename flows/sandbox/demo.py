@@ -32,7 +32,7 @@ from flows.sandbox.fashion_mnist import CLASS_NAMES, FashionMnist
 from flows.sandbox.fleet import AgentSite, write_agent_config, write_simulator_config
 from flows.sandbox.link import LinkConfig, set_link
 from flows.sandbox.ports import find_free_ports
-from flows.sandbox.prefect_runs import crash_orphans, run_to_end, wait_for_deployment
+from flows.sandbox.prefect_runs import FlowRuns
 from flows.sandbox.processes import stop_process
 from flows.sandbox.stack import start_stack, stop_stack
 from flows.sandbox.stack_config import label_studio_config
@@ -100,6 +100,7 @@ class DemoRun:
         self.timeline.note("demo_started", seed=self.script.seed)
         stack = start_stack(self.root, CAMERAS)
         wired = self._configure(stack)
+        self._runs = FlowRuns(stack.prefect_api_url)
         self.timeline.note("stack_ready")
         with Supervisor(self.root, SERVICES, lambda name: self.timeline.note("restarted", name=name)) as supervisor:
             supervisor.add(self._worker(stack))
@@ -132,14 +133,14 @@ class DemoRun:
 
     def _worker(self, stack: Stack) -> Program:
         env = {CONFIG_VARIABLE: os.environ[CONFIG_VARIABLE], **stack.prefect_env()}
-        return Program("worker", [sys.executable, "-m", "flows.worker"], env=env, before_restart=crash_orphans)
+        return Program("worker", [sys.executable, "-m", "flows.worker"], env=env, before_restart=self._runs.crash_orphans)
 
     def _first_release(self) -> None:
         """Import the first labels and turn round 0: train, compress, release."""
         folder = self.root / "seed"
         write_seed_folder(folder, self.world, self.script, self._data)
-        wait_for_deployment("import-labels", timeout_s=90)
-        run_to_end("import-labels", {"folder": str(folder)}, timeout_s=120)
+        self._runs.wait_for_deployment("import-labels", timeout_s=90)
+        self._runs.run_to_end("import-labels", {"folder": str(folder)}, timeout_s=120)
         self._round(0)
 
     def _open_field(self, stack: Stack, supervisor: Supervisor) -> dict[str, AgentSite]:
@@ -215,7 +216,7 @@ class DemoRun:
 
     def _round(self, number: int) -> None:
         self.timeline.note("round_opened", number=number)
-        run_to_end("curation-round", {"round_number": number}, timeout_s=420)
+        self._runs.run_to_end("curation-round", {"round_number": number}, timeout_s=420)
         model = next((m for m in services().catalog.models() if m.round_number == number), None)
         if model is None:
             raise Error(f"round {number} ended without a model", hint="see the run in the Prefect UI")
@@ -247,12 +248,12 @@ class DemoRun:
         """Ingest until every spool is empty and every device has said so."""
 
         def drained() -> bool:
-            run_to_end("ingest-captures", timeout_s=120)
+            self._runs.run_to_end("ingest-captures", timeout_s=120)
             states = [read_reported(wired, camera) for camera in sites]
             return all(s is not None and s.counters.pending + s.counters.feedback_pending == 0 for s in states)
 
         _wait_until(drained, timeout_s=240, what="the spools to drain")
-        run_to_end("supervise-rollout", timeout_s=120)
+        self._runs.run_to_end("supervise-rollout", timeout_s=120)
 
 
 def cloud_config(stack: Stack, script: DemoScript) -> dict[str, Any]:

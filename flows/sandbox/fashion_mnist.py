@@ -26,7 +26,7 @@ from curate.errors import Error
 _log = logging.getLogger(__name__)
 
 CLASS_NAMES = (
-    "T-shirt/top",
+    "T-shirt",
     "Trouser",
     "Pullover",
     "Dress",

@@ -48,7 +48,7 @@ def _parse(camera_id: str, line: str) -> Sighting | None:
             truth=int(str(row["truth"])),
             at=datetime.fromisoformat(str(row["at"])),
         )
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

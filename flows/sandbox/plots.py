@@ -75,7 +75,7 @@ def _cameras(figure: Figure, report: Json) -> None:
     end_s = max(point[0] for camera in cameras.values() for point in camera["points"])
     lowest = min(point[1] for camera in cameras.values() for point in camera["points"])
     for axes, (name, camera) in zip(panels, cameras.items(), strict=True):
-        _mark_releases(axes, camera["releases"], end_s)
+        _mark_releases(axes, camera["releases"])
         if camera["dusk_from_s"] is not None:
             _mark_interval(axes, camera["dusk_from_s"], end_s, PURPLE, "dusk")
         for down_s, up_s in link_intervals(report["timeline"], name, end_s):
@@ -107,24 +107,27 @@ def link_intervals(timeline: Sequence[Json], camera: str, end_s: float) -> list[
     return [*found, (down, end_s)] if down is not None else found
 
 
-def _mark_releases(axes: Axes, starts: Mapping[str, float], end_s: float) -> None:
+def _mark_releases(axes: Axes, starts: Mapping[str, float]) -> None:
     for release, at_s in starts.items():
         axes.axvline(at_s, color=GREEN, linewidth=1.2, linestyle=(0, (4, 2)))
-        axes.text(
-            at_s + 0.006 * end_s,
-            0.05,
-            short_release(release),
-            color=GREEN,
-            fontsize=9,
-            transform=axes.get_xaxis_transform(),
-        )
+        _name_line(axes, at_s, 0.05, short_release(release), GREEN)
 
 
 def _mark_interval(axes: Axes, start_s: float, end_s: float, colour: str, name: str) -> None:
     axes.axvspan(start_s, end_s, color=colour, alpha=0.16, linewidth=0)
-    middle_s = (start_s + end_s) / 2
-    axes.text(
-        middle_s, 0.93, name, color=colour, fontsize=9, ha="center", va="top", transform=axes.get_xaxis_transform()
+    _name_line(axes, start_s, 0.83, name, colour)
+
+
+def _name_line(axes: Axes, at_s: float, height: float, name: str, colour: str) -> None:
+    """Write right of the moment; `height` is a share of the panel's."""
+    axes.annotate(
+        name,
+        (at_s, height),
+        (5, 0),
+        xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points",
+        color=colour,
+        fontsize=9,
     )
 
 
@@ -156,7 +159,7 @@ def _labels(axes: Axes, rounds: Sequence[Json]) -> None:
     axes.margins(x=0.1, y=0.25)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set(xlabel="labels people gave, in all", ylabel="held-out accuracy, int8")
-    axes.legend(loc="lower right")
+    _legend_above(axes)
 
 
 def _estimates(axes: Axes, rounds: Sequence[Json]) -> None:
@@ -169,7 +172,7 @@ def _estimates(axes: Axes, rounds: Sequence[Json]) -> None:
         places, middle, yerr=errors, fmt="o", color=BLUE, capsize=6, linewidth=2, markersize=7, label="estimate, 95 %"
     )
     truth = [(x, entry["oracle_accuracy"]) for x, entry in enumerate(rounds) if entry["oracle_accuracy"] is not None]
-    xs, ys = [x for x, _ in truth], [y for _, y in truth]
+    xs, ys = [x + 0.09 for x, _ in truth], [y for _, y in truth]
     axes.plot(xs, ys, linestyle="none", marker="D", color=RED, markersize=6, label="truth, every frame")
     names = [
         f"round {entry['number']}: {short_release(entry['field_accuracy']['release'])}\n"
@@ -182,7 +185,12 @@ def _estimates(axes: Axes, rounds: Sequence[Json]) -> None:
     axes.grid(visible=False, axis="x")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel("field accuracy")
-    axes.legend(loc="lower right", ncols=2)
+    _legend_above(axes)
+
+
+def _legend_above(axes: Axes) -> None:
+    """Where no data can be."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def _draw(paint: Callable[[Figure], None], size_inches: tuple[float, float]) -> str:

@@ -8,9 +8,10 @@ from collections import Counter
 from typing import Any
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from curate.errors import Error
@@ -26,62 +27,66 @@ class RunFailedError(Error):
     """A flow run of the demo failed for good."""
 
 
-def run_to_end(
-    flow_name: str, parameters: dict[str, Any] | None = None, *, timeout_s: float, attempts: int = 6
-) -> None:
-    """Run `flow_name`'s deployment until one run completes; a run that crashed is followed by another.
+class FlowRuns:
+    """The runs of one Prefect server, named explicitly: the environment may name another."""
 
-    Raises:
-        RunFailedError: no attempt completed.
-    """
-    deadline = time.monotonic() + timeout_s
-    last = "not started"
-    for _ in range(attempts):
-        with get_client(sync_client=True) as client:
-            run = _wait(client, _trigger(client, flow_name, parameters or {}), deadline)
-        last = f"{run.state_name}: {run.state.message if run.state else ''}"
-        if run.state_type is StateType.COMPLETED:
-            return
-        log.warning("%s ended as %s", flow_name, last)
-        if time.monotonic() > deadline:
-            break
-    raise RunFailedError(f"{flow_name} did not complete: {last}", hint="see the run in the Prefect UI")
+    def __init__(self, api_url: str) -> None:
+        self._api_url = api_url
 
+    def run_to_end(
+        self, flow_name: str, parameters: dict[str, Any] | None = None, *, timeout_s: float, attempts: int = 6
+    ) -> None:
+        """Run `flow_name`'s deployment until one run completes; a run that crashed is followed by another.
 
-def crash_orphans() -> None:
-    """Mark the runs that a killed flow process left behind as crashed, so that nobody waits for them."""
-    with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=_in_states(_LIVE)):
-            client.set_flow_run_state(run.id, Crashed(message="the flow process was killed"), force=True)
-
-
-def wait_for_deployment(flow_name: str, timeout_s: float) -> None:
-    """Wait until the flow process has registered the deployment.
-
-    Raises:
-        RunFailedError: it did not in time.
-    """
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        with get_client(sync_client=True) as client:
-            try:
-                client.read_deployment_by_name(f"{flow_name}/{DEPLOYMENT}")
+        Raises:
+            RunFailedError: no attempt completed.
+        """
+        deadline = time.monotonic() + timeout_s
+        last = "not started"
+        for _ in range(attempts):
+            with self._client() as client:
+                run = _wait(client, _trigger(client, flow_name, parameters or {}), deadline)
+            if run.state_type is StateType.COMPLETED:
                 return
-            except (httpx.HTTPError, Exception) as exc:
-                log.debug("not registered yet: %s", exc)
-        time.sleep(_POLL_S)
-    raise RunFailedError(f"{flow_name} was not registered within {timeout_s:.0f} s", hint="see logs/worker.log")
+            last = f"{run.state_name}: {run.state.message if run.state else ''}"
+            log.warning("%s ended as %s", flow_name, last)
+            if time.monotonic() > deadline:
+                break
+        raise RunFailedError(f"{flow_name} did not complete: {last}", hint="see the run in the Prefect UI")
 
+    def crash_orphans(self) -> None:
+        """Mark the runs that a killed flow process left behind as crashed, so that nobody waits for them."""
+        with self._client() as client:
+            for run in client.read_flow_runs(flow_run_filter=_in_states(_LIVE)):
+                client.set_flow_run_state(run.id, Crashed(message="the flow process was killed"), force=True)
 
-def count_runs() -> Counter[str]:
-    """Count all flow runs by the name of their state."""
-    counts: Counter[str] = Counter()
-    with get_client(sync_client=True) as client:
-        offset = 0
-        while page := client.read_flow_runs(limit=200, offset=offset):
-            counts.update(run.state_name.lower() for run in page if run.state_name)
-            offset += len(page)
-    return counts
+    def wait_for_deployment(self, flow_name: str, timeout_s: float) -> None:
+        """Wait until the flow process has registered the deployment.
+
+        Raises:
+            RunFailedError: it did not in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with self._client() as client:
+                try:
+                    client.read_deployment_by_name(f"{flow_name}/{DEPLOYMENT}")
+                    return
+                except (httpx.HTTPError, ObjectNotFound) as exc:
+                    log.debug("not registered yet: %s", exc)
+            time.sleep(_POLL_S)
+        raise RunFailedError(f"{flow_name} was not registered within {timeout_s:.0f} s", hint="see logs/worker.log")
+
+    def count(self) -> Counter[str]:
+        """Count all flow runs by the name of their state, in small letters."""
+        counts: Counter[str] = Counter()
+        with self._client() as client:
+            while page := client.read_flow_runs(limit=200, offset=counts.total()):
+                counts.update((run.state_name or "unknown").lower() for run in page)
+        return counts
+
+    def _client(self) -> SyncPrefectClient:
+        return SyncPrefectClient(self._api_url)
 
 
 def _trigger(client: SyncPrefectClient, flow_name: str, parameters: dict[str, Any]) -> FlowRun:

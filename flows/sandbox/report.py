@@ -14,6 +14,7 @@ from rich.table import Table
 from curate.contracts.telemetry import ReportedState
 from flows.sandbox.demo_books import fetch_reported, find_violations, gather_annotation_book, gather_device_book
 from flows.sandbox.journal import Sighting, load_journal
+from flows.sandbox.plots import short_release
 from flows.sandbox.report_gallery import Captioner, describe_choices, describe_dismissed, persist_thumbnails
 from flows.sandbox.report_html import percent, render_report
 from flows.sandbox.report_sections import (
@@ -120,7 +121,7 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
         rounds.add_row(
             str(entry["number"]),
             str(entry["labels"]),
-            f"{entry['release']}{'' if entry['promoted'] else ' (candidate refused)'}",
+            f"{short_release(entry['release'])}{'' if entry['promoted'] else ' (candidate refused)'}",
             percent(entry["heldout_accuracy_int8"]),
             percent(entry["control_random_accuracy"]),
             f"{percent(estimate['estimate'])} [{percent(low)}, {percent(high)}]" if estimate else "",

@@ -13,7 +13,7 @@ from curate.storage.ports import BlobStore
 from flows._blobs import fetch_images_if_there
 from flows.sandbox.world_schedule import Schedule, WorldConfig
 
-SHOWN_PER_ROUND = 24
+SHOWN_PER_ROUND = 18
 THUMBNAILS = "thumbnails"
 
 

@@ -92,7 +92,8 @@ def headline(report: Json) -> list[Tile]:
             f"{human_bytes(totals['bytes_uploaded'])} of {human_bytes(totals['bytes_seen'])} seen",
         ),
     ]
-    return [*_accuracy_tiles(rounds), *tiles, *_drift_tiles(report["drift"])] if rounds else tiles
+    known = [*_drift_tiles(report["drift"]), *_honesty_tiles(report["coverage"])]
+    return [*_accuracy_tiles(rounds), *tiles, *known] if rounds else tiles
 
 
 def _accuracy_tiles(rounds: Sequence[Json]) -> list[Tile]:
@@ -119,20 +120,32 @@ def _accuracy_tiles(rounds: Sequence[Json]) -> list[Tile]:
 def _drift_tiles(drift: Json | None) -> list[Tile]:
     if drift is None:
         return []
-    note = f"of the {points(-drift['cost'])} that dusk cost {drift['camera']}"
+    note = f"of the {100 * drift['cost']:.1f} points that dusk cost {drift['camera']}"
     won = drift["recovered_share"]
     return [Tile("Won back after the drift", percent(won), note, _mood(won is not None and won >= 0.5))]
+
+
+def _honesty_tiles(coverage: Json) -> list[Tile]:
+    if not coverage["rounds"]:
+        return []
+    held, rounds = coverage["contained"], coverage["rounds"]
+    return [
+        Tile(
+            "Knows its own accuracy",
+            f"{held} of {rounds}",
+            "rounds whose 95 % interval holds the truth",
+            _mood(2 * held > rounds),
+        )
+    ]
 
 
 def captured_parts(device: Json) -> list[Part]:
     """Captures by the arm that kept them; the bar's whole is their sum, for a frame may count twice."""
     captured: Mapping[str, int] = device["captured"]
     whole = sum(captured.values())
-    return [
-        Part(arm, count, count / whole, ARM_COLOURS.get(arm, "green"))
-        for arm, count in sorted(captured.items())
-        if count
-    ]
+    arms = [*ARM_COLOURS, *sorted(set(captured) - set(ARM_COLOURS))]
+    counts = {arm: captured.get(arm, 0) for arm in arms}
+    return [Part(arm, n, n / whole, ARM_COLOURS.get(arm, "green")) for arm, n in counts.items() if n]
 
 
 def frame_parts(device: Json) -> list[Part]:
@@ -185,6 +198,7 @@ def clock(t_s: float) -> str:
 def describe_event(event: Json) -> str:
     """What happened, in words."""
     kind = event["kind"]
+    outcome = short_release(event["release"]) if event.get("release") else "its candidate refused"
     texts = {
         "demo_started": "the demo starts",
         "stack_ready": "S3, Prefect and Label Studio are up",
@@ -196,8 +210,8 @@ def describe_event(event: Json) -> str:
         "killed": f"kill -9 {event.get('name')}",
         "restarted": f"{event.get('name')} is started again",
         "round_opened": f"round {event.get('number')} begins",
-        "round_closed": f"round {event.get('number')} ends",
-        "all_updated": f"every agent runs {event.get('release')}",
+        "round_closed": f"round {event.get('number')} ends with {outcome}",
+        "all_updated": f"every agent runs {short_release(event.get('release'))}",
         "world_ended": "the cameras go dark",
         "field_drained": "every spool is empty",
     }

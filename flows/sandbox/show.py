@@ -10,7 +10,7 @@ from rich.console import Console
 from flows._wiring import services
 from flows.sandbox.demo import DemoRun, DemoScript, clear_demo
 from flows.sandbox.fashion_mnist import load_fashion_mnist
-from flows.sandbox.prefect_runs import count_runs
+from flows.sandbox.prefect_runs import FlowRuns
 from flows.sandbox.report import DemoFacts, build_report, persist_report, print_summary
 from flows.sandbox.stack import stop_stack
 
@@ -35,10 +35,10 @@ def run_demo(root: Path, script: DemoScript, *, keep: bool, console: Console) ->
             data=data,
             wall_s=time.monotonic() - started,
             events=run.timeline.events,
-            prefect_runs=count_runs(),
+            prefect_runs=FlowRuns(stack.prefect_api_url).count(),
         )
         report = build_report(facts, on_step=lambda step: console.print(f"[dim]report: {step}[/]"))
-        persist_report(report, facts)
+        persist_report(report, root)
         finished = True
     finally:
         if not (keep and finished):
