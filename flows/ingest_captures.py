@@ -10,6 +10,7 @@ from prefect import flow, get_run_logger
 from curate.catalog.admissions import AdmissionResult
 from curate.catalog.ingest import image_keys, inspect_image, plan_admission
 from curate.contracts.paths import INBOX, ack_key, quarantine_key
+from curate.errors import BlobNotFoundError
 from curate.storage.ports import BlobInfo
 from flows._blobs import fetch_images_if_there
 from flows._stage import stage_task
@@ -37,7 +38,10 @@ def ingest_inbox() -> dict[str, int]:
     counts: Counter[str] = Counter(batches=len(outstanding))
     devices = set()
     for blob in outstanding:
-        device, result = _admit(wired, blob)
+        try:
+            device, result = _admit(wired, blob)
+        except BlobNotFoundError:  # another run took it between our listing and our look
+            continue
         counts.update(samples=result.samples, feedback=result.feedback, quarantined=result.quarantined)
         if device is not None:
             devices.add(device)

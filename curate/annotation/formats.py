@@ -27,7 +27,11 @@ class AnnotationFormat(Protocol):
     """One prediction kind in Label Studio."""
 
     def label_config(self, labels: LabelSpec) -> str:
-        """Return the XML of the labeling page. Its variables are keys of `task_data`."""
+        """Return the XML of the labeling page. Its variables are keys of `task_data`.
+
+        Raises:
+            AnnotationError: the page cannot show the labels.
+        """
 
     def pre_annotation(self, prediction: Prediction, labels: LabelSpec) -> dict[str, Any] | None:
         """Return Label Studio's prediction, None for one that does not fit the labels (an older release's)."""
@@ -47,7 +51,13 @@ class ClassificationFormat:
     """One class for the whole image: `{"class": name}`."""
 
     def label_config(self, labels: LabelSpec) -> str:
-        """Return a page with the image, enlarged without smoothing, beside the classes and their keys."""
+        """Return a page with the image, enlarged without smoothing, beside the classes and their keys.
+
+        Raises:
+            AnnotationError: a class name holds a `$`, which the page would take for a variable.
+        """
+        if odd := [name for name in labels.class_names if "$" in name]:
+            raise AnnotationError(f"Label Studio cannot show {odd[0]!r}", hint="rename it in labels.yaml, without '$'")
         page = ET.Element("View", style="display: flex; flex-wrap: wrap; gap: 24px; padding: 8px")
         left = ET.SubElement(page, "View", style=f"flex: 0 0 {_IMAGE_SIDE_PX}px")
         ET.SubElement(
@@ -137,7 +147,8 @@ def task_data(task: AnnotationTask) -> dict[str, Any]:
     """Return a task's `data`: all that a labeling page shows, what finds the task again, and the whole context."""
     context = task.context
     place = [context.get("camera"), f"frame {context['frame']}" if "frame" in context else None]
-    headline = " · ".join(part for part in (*place, context.get("captured_at")) if part)
+    moment = context.get("captured_at", "").replace("T", " ").replace("+00:00", " UTC")
+    headline = " · ".join(part for part in (*place, moment) if part)
     release = {"release": task.pre_annotation.release_id} if task.pre_annotation is not None else {}
     return {
         **release,

@@ -253,6 +253,7 @@ class DemoRun:
             return all(s is not None and s.counters.pending + s.counters.feedback_pending == 0 for s in states)
 
         _wait_until(drained, timeout_s=240, what="the spools to drain")
+        self._runs.run_to_end("collect-annotations", timeout_s=120)
         self._runs.run_to_end("supervise-rollout", timeout_s=120)
 
 
