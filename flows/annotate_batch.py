@@ -37,7 +37,16 @@ def send_tasks(round_number: int) -> int:
     for start in range(0, len(questions), WAVE):
         sent = wired.annotation.send_tasks(questions[start : start + WAVE])
         wired.catalog.mark_sent({task.sample_id: task.backend_task_id for task in sent})
+    _remove_late_twins(wired, round_number)
     return len(wired.catalog.tasks(round_number=round_number))
+
+
+def _remove_late_twins(wired: Services, round_number: int) -> None:
+    """Look once more: a request that we gave up on may have been carried out after all."""
+    ledger = {task.sample_id: task.backend_task_id for task in wired.catalog.tasks(round_number=round_number)}
+    found = wired.annotation.find_tasks(list(ledger))
+    twins = [task for task in found if task.backend_task_id != ledger[task.sample_id] and not task.is_answered]
+    wired.annotation.delete_tasks([task.backend_task_id for task in twins])
 
 
 def _questions(wired: Services, round_number: int, sample_ids: set[str]) -> list[AnnotationTask]:

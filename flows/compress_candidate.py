@@ -24,7 +24,7 @@ from flows._wiring import Services, services
 from flows.train_candidate import load_split, require_dataset, require_model
 
 MAX_CALIBRATION_IMAGES = 256
-MAX_PARITY_IMAGES = 512
+MAX_PARITY_IMAGES = 1500
 
 
 @flow(name="compress-candidate")

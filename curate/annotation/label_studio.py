@@ -33,7 +33,7 @@ _STORAGE_HINT = (
     "Label Studio wants to reach the bucket and see at least one capture in it; its log says what is missing"
 )
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
-_TASK_FIELDS = "id,data,updated_at,total_annotations,cancelled_annotations"
+_TASK_FIELDS = "id,data,updated_at"
 _ANSWER_FIELDS = "id,data,updated_at,annotations,result,was_cancelled,completed_by,created_at,lead_time"
 """Naming the fields, those of the annotations too, makes a page four times faster."""
 _PASSING_STATUS = frozenset({408, 409, 429})
@@ -61,9 +61,8 @@ class _Task(BaseModel):
     id: int
     data: dict[str, Any]
     updated_at: AwareDatetime
-    total_annotations: int | None = None
-    cancelled_annotations: int | None = None
     annotations: list[_Answer] | None = None
+    """Label Studio also counts them, but loses count when a project is deleted meanwhile: the answers are the truth."""
 
     @property
     def sample_id(self) -> str | None:
@@ -154,13 +153,9 @@ class LabelStudioBackend:
         horizon = self._newest_change()
         if horizon is None:
             return CollectedAnnotations((), since or _BEGINNING)
-        conditions = [_condition("total_annotations", "greater", "Number", 0)]
-        conditions += [_condition("cancelled_annotations", "greater", "Number", 0)]
-        if since is not None:
-            start = max(since - timedelta(seconds=self._settings.overlap_s), _BEGINNING)
-            conditions = [_changed_since(start) | {"child_filter": condition} for condition in conditions]
-        answered = self._list_tasks(conditions, conjunction="or", with_answers=True)
-        annotations = [self._annotation(task, answer) for task in answered for answer in task.annotations or ()]
+        start = max(since - timedelta(seconds=self._settings.overlap_s), _BEGINNING) if since else _BEGINNING
+        changed = self._list_tasks([_changed_since(start)])
+        annotations = [self._annotation(task, answer) for task in changed for answer in task.annotations or ()]
         watermark = max(since, horizon) if since is not None else horizon
         return CollectedAnnotations(tuple(annotation for annotation in annotations if annotation), watermark)
 
@@ -187,9 +182,9 @@ class LabelStudioBackend:
         oldest = self._find_project()
         if oldest is None or oldest == created:
             return created
-        # Another process created it at the same time; ours is still empty. (On SQLite the server may leave more empty
-        # ones behind when it repeats a write that found the database locked: they do no harm.)
-        self._client.projects.delete(id=created)
+        # Another process created it at the same time. Ours is put aside, not deleted: while Label Studio deletes a
+        # project it counts nobody's answers, and after two deletions at once it never does again.
+        self._client.projects.update(id=created, title=f"{self._settings.project_title[:30]} (unused, {created})")
         return oldest
 
     def _wanted(self) -> dict[str, Any]:
@@ -244,17 +239,15 @@ class LabelStudioBackend:
             tasks, _ = self._page({"ordering": ["-tasks:updated_at"]}, page_size=1)
         return tasks[0].updated_at if tasks else None
 
-    def _list_tasks(
-        self, conditions: list[dict[str, Any]], *, conjunction: str = "and", with_answers: bool = False
-    ) -> list[_Task]:
-        """Read all pages. Tasks are ordered by id, so that one that changes meanwhile does not jump pages."""
-        query = {"filters": {"conjunction": conjunction, "items": conditions}, "ordering": ["tasks:id"]}
+    def _list_tasks(self, conditions: list[dict[str, Any]]) -> list[_Task]:
+        """Read all pages, with the answers. Ordered by id, a task that changes meanwhile does not jump pages."""
+        query = {"filters": {"conjunction": "and", "items": conditions}, "ordering": ["tasks:id"]}
         size = self._settings.page_size
         tasks: dict[int, _Task] = {}
         number, total = 1, 1
         with _translated("listing tasks"):
             while (number - 1) * size < total:
-                page, total = self._page(query, page_size=size, number=number, with_answers=with_answers)
+                page, total = self._page(query, page_size=size, number=number, with_answers=True)
                 tasks.update({task.id: task for task in page})
                 number += 1
         return list(tasks.values())
@@ -302,8 +295,7 @@ class LabelStudioBackend:
 
 
 def _sent(task: _Task) -> SentTask:
-    is_answered = bool((task.total_annotations or 0) + (task.cancelled_annotations or 0))
-    return SentTask(str(task.sample_id), str(task.id), is_answered)
+    return SentTask(str(task.sample_id), str(task.id), is_answered=bool(task.annotations))
 
 
 def _condition(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

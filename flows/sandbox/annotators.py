@@ -85,7 +85,8 @@ class Annotators:
         self._truth_of = truth_of
         self._project_id: int | None = None
         self._in_doubt: set[int] = set()
-        self._unknown: set[int] = set()
+        self._settled: set[int] = set()
+        """Answered ones that Label Studio did not count, and those that nobody here can answer."""
         self.given: Counter[str] = Counter()
 
     def turn(self, stopping: threading.Event) -> int:
@@ -110,14 +111,19 @@ class Annotators:
         return min((project["id"] for project in projects if project["title"] == title), default=None)
 
     def _queue(self) -> Sequence[dict[str, Any]]:
-        """The next unanswered tasks, oldest first. More of them than there are tasks nobody here can answer."""
+        """The next unanswered tasks, oldest first.
+
+        Label Studio loses count of answers when a project is deleted meanwhile, so they are looked at themselves.
+        """
         empty = [_is_zero("total_annotations"), _is_zero("cancelled_annotations")]
         query = {"filters": {"conjunction": "and", "items": empty}, "ordering": ["tasks:id"]}
-        size = self._config.page_size + len(self._unknown)
-        wanted = {"project": self._project_id, "fields": "task_only", "include": "id,data"}
-        page = self._get("/api/tasks", **wanted, page_size=size, query=json.dumps(query))
-        tasks: list[dict[str, Any]] = page["tasks"]
-        return [task for task in tasks if task["id"] not in self._unknown]
+        size = self._config.page_size + len(self._settled)
+        wanted = {"project": self._project_id, "fields": "all", "include": "id,data,annotations"}
+        tasks: list[dict[str, Any]] = self._get("/api/tasks", **wanted, page_size=size, query=json.dumps(query))[
+            "tasks"
+        ]
+        self._settled |= {task["id"] for task in tasks if task["annotations"]}
+        return [task for task in tasks if task["id"] not in self._settled]
 
     def _answer(self, task: Mapping[str, Any]) -> bool:
         task_id = int(task["id"])
@@ -125,7 +131,7 @@ class Annotators:
             choice = decide_answer(self._config, task["data"]["sample_id"], self._truth_of(task["data"]))
         except (KeyError, ValueError) as exc:
             log.warning("task %d is not about this world: %r", task_id, exc)
-            self._unknown.add(task_id)
+            self._settled.add(task_id)
             return False
         if task_id in self._in_doubt and self._is_answered(task_id):
             self._in_doubt.discard(task_id)

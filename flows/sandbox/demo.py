@@ -133,7 +133,9 @@ class DemoRun:
 
     def _worker(self, stack: Stack) -> Program:
         env = {CONFIG_VARIABLE: os.environ[CONFIG_VARIABLE], **stack.prefect_env()}
-        return Program("worker", [sys.executable, "-m", "flows.worker"], env=env, before_restart=self._runs.crash_orphans)
+        return Program(
+            "worker", [sys.executable, "-m", "flows.worker"], env=env, before_restart=self._runs.crash_orphans
+        )
 
     def _first_release(self) -> None:
         """Import the first labels and turn round 0: train, compress, release."""
@@ -272,7 +274,8 @@ def cloud_config(stack: Stack, script: DemoScript) -> dict[str, Any]:
         },
         "label_studio": label_studio_config(stack),
         "round": {"budget": script.budget, "seed": script.seed, "wait_for_labels_s": 240},
-        "schedule": {"ingest_s": 15, "collect_s": 120, "supervise_s": 45},
+        "schedule": {"ingest_s": 30, "collect_s": 300, "supervise_s": 120},
+        "training": {"threads": 1},  # agents and services share the two cores
         "split": {"block_s": 1.0},
         "capture_policy": {"version": "demo", "random_probability": 0.04, "uncertain_budget_fraction": 0.05},
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -199,6 +201,9 @@ def _copy_migrated_database(service: Service) -> None:
         return
     draft = database.with_suffix(".draft")
     shutil.copyfile(template, draft)
+    with contextlib.closing(sqlite3.connect(draft)) as connection:
+        # Kept in the file: readers and the one writer then do not lock each other out.
+        connection.execute("PRAGMA journal_mode=WAL")
     draft.replace(database)
 
 

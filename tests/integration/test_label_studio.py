@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from curate.errors import AnnotationError, AnnotationUnavailableError
 from flows.sandbox.annotators import AnnotatorsConfig, decide_answer, run_annotators
 from flows.sandbox.ports import find_free_ports
 from flows.sandbox.stack import kill_service, restart_service
-from flows.sandbox.stack_state import LABEL_STUDIO_SERVER
+from flows.sandbox.stack_state import LABEL_STUDIO_SERVER, data_path
 from flows.sandbox.world_schedule import WorldConfig
 from tests.fakes.label_studio_server import LABELS, LabelStudioServer, picture, question
 
@@ -108,6 +109,35 @@ def test_an_unreadable_answer_does_not_stop_the_others(
     assert collected == {"s-1": None, "s-2": {"class": "boot"}}
     assert f"task {bad.backend_task_id}" in caplog.text
     assert "ghost" in caplog.text
+
+
+def _lose_count(server: LabelStudioServer, task_id: str) -> None:
+    """What is left when a project was deleted while an answer was saved: the answer, but no trace of it on the task."""
+    database = data_path(server.stack.root, LABEL_STUDIO_SERVER) / "label_studio.sqlite3"
+    with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        connection.execute(
+            "UPDATE task SET total_annotations = 0, cancelled_annotations = 0, is_labeled = 0 WHERE id = ?", (task_id,)
+        )
+
+
+def test_an_answer_that_was_not_counted_arrives_and_stays_the_only_one(
+    server: LabelStudioServer, annotators: Callable[[LabelStudioBackend, str], AnnotatorsConfig]
+) -> None:
+    """Label Studio can lose count: the answer is collected, its task counts as answered, nobody answers it again."""
+    title = server.settings().project_title
+    backend = server.backend(project_title=title)
+    uncounted, _ = backend.send_tasks([question(1), question(2)])
+    server.answer(uncounted.backend_task_id, {"class": "boot"})
+    _lose_count(server, uncounted.backend_task_id)
+    assert [task.is_answered for task in backend.find_tasks(["s-1", "s-2"])] == [True, False]
+    annotators(backend, title)
+    deadline = time.monotonic() + 20
+    while len(backend.collect(None).annotations) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1.0)  # more turns of the annotators
+    answers = backend.collect(None).annotations
+    assert sorted(answer.sample_id for answer in answers) == ["s-1", "s-2"]
+    assert answers[0].label == {"class": "boot"}
 
 
 def test_tasks_of_others_are_left_alone(server: LabelStudioServer) -> None:

@@ -37,7 +37,7 @@ def _document() -> dict[str, Any]:
     return document
 
 
-def _section_of(annotation: object) -> type | None:
+def _section_of(annotation: Any) -> Any:
     """The settings class behind an annotation such as `Section` or `Section | None`."""
     candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     for kind in candidates:
@@ -46,7 +46,7 @@ def _section_of(annotation: object) -> type | None:
     return None
 
 
-def _fields(section: type) -> Iterator[tuple[str, object, object]]:
+def _fields(section: Any) -> Iterator[tuple[str, Any, Any]]:
     """Name, annotation and default (PydanticUndefined without one) of each setting."""
     if issubclass(section, BaseModel):
         for name, info in section.model_fields.items():
@@ -57,7 +57,7 @@ def _fields(section: type) -> Iterator[tuple[str, object, object]]:
         yield field.name, hints[field.name], field.default
 
 
-def _leaves(section: type, at: str = "") -> Iterator[tuple[str, object, object]]:
+def _leaves(section: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every setting that is not a section, by its dotted name."""
     for name, annotation, default in _fields(section):
         inner = _section_of(annotation)
@@ -89,7 +89,7 @@ def test_curate_yaml_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_curate_yaml_shows_every_setting_with_its_default(dotted: str) -> None:
     """Each setting stands in configs/curate.yaml, and its value is the default of the code where there is one."""
     annotation, default = LEAVES[dotted]
-    shown = TypeAdapter(annotation).validate_python(_look_up(_document(), dotted))
+    shown: Any = TypeAdapter(annotation).validate_python(_look_up(_document(), dotted))
     if default is not PydanticUndefined and dotted not in SHOWN_BY_EXAMPLE:
         assert shown == default
 
