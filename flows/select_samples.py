@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 from prefect import flow, get_run_logger
 
 from curate.catalog.models import ModelRow, Round, Sample, SampleStatus, SelectedRow, SelectionRole
@@ -67,6 +70,8 @@ def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePo
         embeddings=views.embeddings[: len(asked)],
         groups=tuple(groups[sample.sample_id] for sample in asked),
         held_out=np.array([sample.sample_id in audits for sample in asked], np.bool_),
+        cameras=tuple(sample.camera_id for sample in asked),
+        captured_s=_seconds(asked),
     )
     evidence = {f.sample_id for f in wired.catalog.feedback(verdict=Verdict.DISMISSED)}
     pool = CandidatePool(
@@ -78,8 +83,13 @@ def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePo
         groups=tuple(groups[sample.sample_id] for sample in free),
         random_probability=np.array([_auditable(sample, incumbent) for sample in free], np.float64),
         feedback=np.array([DISMISSAL_EVIDENCE * (sample.sample_id in evidence) for sample in free], np.float64),
+        captured_s=_seconds(free),
     )
     return pool, labelled
+
+
+def _seconds(samples: Sequence[Sample]) -> NDArray[np.float64]:
+    return np.array([sample.captured_at.timestamp() for sample in samples], np.float64)
 
 
 DISMISSAL_EVIDENCE = 0.5

@@ -25,7 +25,7 @@ from curate.catalog.models import (
 )
 from curate.catalog.splits import LabelledSample, assign_groups, plan_splits
 from curate.errors import CatalogError
-from curate.selection.diversity import near_duplicate_clusters
+from curate.selection.diversity import Moments, near_duplicate_clusters, shared_scenes, unit_rows
 from curate.training.classifier import TrainedClassifier, persist_classifier
 from curate.training.data import LabelledImages
 from curate.training.trainer import EpochReport, train_classifier
@@ -49,15 +49,17 @@ def build_dataset(round_number: int) -> str:
     labelled = _labelled_samples(wired)
     previous = wired.catalog.latest_dataset_version()
     known = {item.sample_id for item in previous.items} if previous else set()
+    groups, scenes = _relate(wired, [entry.sample for entry in labelled])
     dataset = plan_splits(
         previous,
         labelled,
-        _groups(wired, [entry.sample for entry in labelled]),
+        groups,
         wired.settings.split,
         seed=wired.settings.round.seed,
         round_number=round_number,
         now=datetime.now(UTC),
         withdrawn=known - {entry.sample.sample_id for entry in labelled},
+        shared_scenes=scenes,
     )
     wired.catalog.save_dataset_version(dataset)
     return dataset.version
@@ -162,21 +164,32 @@ def _labelled_samples(wired: Services) -> list[LabelledSample]:
     return labelled
 
 
-def _groups(wired: Services, samples: Sequence[Sample]) -> dict[str, str]:
-    """Groups by time block, joined where the incumbent's embeddings say that two samples are near-duplicates."""
+def _relate(wired: Services, samples: Sequence[Sample]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Groups of the samples, and the pairs of one scene across groups, as the incumbent sees them.
+
+    Before there is an incumbent, groups are time blocks alone.
+    """
     blocks = assign_groups(samples, {}, wired.settings.split.block_s)
     incumbent = wired.catalog.released_model()
     if incumbent is None:
-        return blocks
-    policy = wired.settings.selection
+        return blocks, []
+    policy, ids = wired.settings.selection, [sample.sample_id for sample in samples]
+    embeddings = view_samples(wired, incumbent, samples).embeddings
     clusters = near_duplicate_clusters(
-        view_samples(wired, incumbent, samples).embeddings,
-        [blocks[sample.sample_id] for sample in samples],
+        embeddings,
+        [blocks[sample_id] for sample_id in ids],
         policy.duplicate_cosine,
         group_threshold=policy.burst_duplicate_cosine,
     )
-    named = {sample.sample_id: int(cluster) for sample, cluster in zip(samples, clusters, strict=True)}
-    return assign_groups(samples, named, wired.settings.split.block_s)
+    named = {sample_id: int(cluster) for sample_id, cluster in zip(ids, clusters, strict=True)}
+    moments = Moments(
+        unit_rows(embeddings),
+        tuple(sample.camera_id for sample in samples),
+        np.array([sample.captured_at.timestamp() for sample in samples]),
+    )
+    pairs = shared_scenes(moments, moments, gap_s=policy.scene_gap_s, cosine=policy.scene_cosine)
+    scenes = [(ids[left], ids[right]) for left, right in pairs if left < right]
+    return assign_groups(samples, named, wired.settings.split.block_s), scenes
 
 
 def _log_epoch(report: EpochReport) -> None:

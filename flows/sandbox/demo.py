@@ -277,6 +277,7 @@ def cloud_config(stack: Stack, script: DemoScript) -> dict[str, Any]:
         "schedule": {"ingest_s": 30, "collect_s": 300, "supervise_s": 120},
         "training": {"threads": 1},  # agents and services share the two cores
         "split": {"block_s": 1.0},
+        "selection": {"scene_gap_s": 1.2},
         "capture_policy": {"version": "demo", "random_probability": 0.04, "uncertain_budget_fraction": 0.05},
     }
 

@@ -226,3 +226,17 @@ def test_ten_thousand_distinct_rows_in_seconds() -> None:
     selection = select_batch(pool, empty(), SelectionPolicy(), 200, 0)
     assert len(selection.items) == 200
     assert time.process_time() - started < 6  # about 1 s alone; the margin is for a busy machine
+
+
+def test_a_burst_across_two_groups_is_not_both_audited_and_taught() -> None:
+    """Frames of one object that fall into two time blocks are kept apart by time and likeness together."""
+    pool = make_pool(80, frames=4)
+    halves = tuple(f"block-{i // 2}" for i in range(len(pool)))
+    timed = replace(pool, groups=halves, captured_s=np.arange(len(pool), dtype=np.float64))
+    selection = select_batch(timed, empty(), SelectionPolicy(scene_gap_s=4.0, duplicate_cosine=1.0), 40, 0)
+    burst = {name: number // 4 for number, name in enumerate(pool.ids)}
+    audited = {burst[item.sample_id] for item in selection.items if item.role is SampleRole.AUDIT}
+    taught = {burst[item.sample_id] for item in selection.items if item.role is SampleRole.ACTIVE}
+    assert audited
+    assert taught
+    assert not audited & taught

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from curate.errors import SelectionError
 from curate.selection.diversity import (
     CHUNK_ROWS,
+    Moments,
     coverage_radius,
     near_duplicate_clusters,
     nearest_similarity,
     rbf_kernel,
+    shared_scenes,
     unit_rows,
 )
 
@@ -102,3 +104,10 @@ def test_radius_shrinks_as_labels_crowd() -> None:
     few, more, crowd = rows(0), rows(*range(0, 181, 30)), rows(*range(0, 181, 1))
     radii = [coverage_radius(labels, floor=0.1, ceiling=1.0) for labels in (few, more, crowd)]
     assert radii == pytest.approx([1.0, 2 * np.sin(np.radians(15)), 0.1], abs=1e-3)
+
+
+def test_a_scene_needs_camera_moment_and_likeness() -> None:
+    """Only captures of one camera, close in time and alike, share a scene."""
+    moments = Moments(rows(0, 10, 80, 5, 5), ("a", "a", "a", "b", "a"), np.array([0.0, 1.0, 1.0, 0.0, 9.0]))
+    pairs = shared_scenes(moments, moments.take([0]), gap_s=1.0, cosine=0.6)
+    assert pairs == [(0, 0), (1, 0)]

@@ -260,3 +260,32 @@ def test_the_policy_refuses_nonsense() -> None:
     for wrong in ({"validation_fraction": 1.0}, {"block_s": 0}, {"validation": 0.1}):
         with pytest.raises(ValidationError):
             SplitPolicy.model_validate(wrong)
+
+
+# Scenes
+
+
+def _scene_plan(
+    previous: DatasetVersion | None, labelled: list[LabelledSample], pairs: list[tuple[str, str]]
+) -> dict[str, Split]:
+    groups = {entry.sample.sample_id: entry.sample.sample_id for entry in labelled}
+    policy = SplitPolicy(validation_fraction=0.0)
+    return _splits(
+        plan_splits(previous, labelled, groups, policy, seed=0, round_number=1, now=NOW, shared_scenes=pairs)
+    )
+
+
+def test_a_new_teacher_gives_way_to_a_judge_of_its_scene() -> None:
+    """Of two new samples of one scene the audit judges and the other is excluded; strangers are left alone."""
+    labelled = [_labelled("a", AUDIT), _labelled("b"), _labelled("c")]
+    assert _scene_plan(None, labelled, [("a", "b")]) == {"a": Split.TEST, "b": Split.EXCLUDED, "c": Split.TRAIN}
+
+
+def test_a_new_judge_gives_way_to_what_was_taught_already() -> None:
+    """An audit that shows what an old teacher shows is excluded, and the old teacher keeps its split."""
+    groups = {"b": "b"}
+    before = plan_splits(
+        None, [_labelled("b")], groups, SplitPolicy(validation_fraction=0.0), seed=0, round_number=0, now=NOW
+    )
+    labelled = [_labelled("b"), _labelled("a", AUDIT)]
+    assert _scene_plan(before, labelled, [("a", "b")]) == {"a": Split.EXCLUDED, "b": Split.TRAIN}
