@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from curate.annotation.backend import AnnotationBackend
-from curate.annotation.label_studio import LabelStudioBackend
 from curate.catalog.store import Catalog
 from curate.settings import Settings, load_settings
 from curate.storage.ports import BlobStore
@@ -20,7 +20,12 @@ class Services:
     settings: Settings
     store: BlobStore
     catalog: Catalog
-    annotation: AnnotationBackend
+    open_annotation: Callable[[], AnnotationBackend]
+
+    @cached_property
+    def annotation(self) -> AnnotationBackend:
+        """The annotation tool; connected at first use, since most flows never ask it."""
+        return self.open_annotation()
 
 
 @lru_cache(maxsize=1)
@@ -36,5 +41,11 @@ def services() -> Services:
         settings=settings,
         store=S3BlobStore(settings.bucket),
         catalog=Catalog.open(settings.catalog_url),
-        annotation=LabelStudioBackend(settings.label_studio, settings.labels),
+        open_annotation=lambda: _open_label_studio(settings),
     )
+
+
+def _open_label_studio(settings: Settings) -> AnnotationBackend:
+    from curate.annotation.label_studio import LabelStudioBackend  # noqa: PLC0415 (its client takes a second to load)
+
+    return LabelStudioBackend(settings.label_studio, settings.labels)

@@ -44,7 +44,7 @@ def demo(
     Label Studio; models are retrained, compressed, signed and rolled out. Ends with .gleaner/demo/report.html and
     a non-zero exit code if a single frame, capture, task or verdict is unaccounted for.
     """
-    from flows.sandbox.demo import DemoScript  # noqa: PLC0415 (prefect and torch load only when needed)
+    from flows.sandbox.script import DemoScript  # noqa: PLC0415 (loads only when needed)
     from flows.sandbox.show import run_demo  # noqa: PLC0415
 
     kinds = tuple(kind for kind in chaos.split(",") if kind)

@@ -22,6 +22,7 @@ from curate.contracts.ids import SAFE_NAME
 from curate.contracts.paths import ack_key, reported_key
 from curate.contracts.telemetry import ReportedState
 from curate.errors import BlobNotFoundError, CatalogError, ConfigError, ContractError, ReleaseError
+from curate.storage.access import device_policy
 
 if TYPE_CHECKING:
     from flows._wiring import Services
@@ -280,7 +281,6 @@ def device_list() -> None:
 def device_policy_document(device_id: Annotated[str, typer.Argument()]) -> None:
     """Print the bucket rights of one device as an AWS policy document; create its key with exactly these."""
     from curate.settings import load_settings  # noqa: PLC0415
-    from flows.sandbox.stack_access import device_policy  # noqa: PLC0415
 
     verify_device_id(device_id)
     typer.echo(json.dumps(device_policy(load_settings().bucket.bucket, device_id), indent=2))

@@ -30,6 +30,13 @@ def curation_round(round_number: int | None = None) -> str:
 
     Returns the phase reached: `annotated` or earlier means that people are still answering, and the next run goes on.
     """
+    # A second run beside this one would send and publish twice.
+    with services().catalog.exclusive("curation-round"):
+        return turn(round_number)
+
+
+def turn(round_number: int | None) -> str:
+    """Go through the stages that are not behind the round yet and return the phase reached."""
     number = open_round(round_number)
     for reached, stage in STAGES:
         if has_reached(_round(number).phase, reached):

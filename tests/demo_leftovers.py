@@ -43,10 +43,10 @@ from curate.storage.local import LocalBlobStore
 from curate.storage.s3 import S3Settings
 from flows._wiring import Services
 from flows.import_labels import IMPORTED
-from flows.sandbox.demo import DemoScript
 from flows.sandbox.fashion_mnist import FashionMnist
 from flows.sandbox.heldout import HeldOutAccuracy
 from flows.sandbox.report import DemoFacts
+from flows.sandbox.script import DemoScript
 from flows.sandbox.world import CameraWorld, seed_samples
 from flows.sandbox.world_schedule import WorldConfig
 
@@ -121,7 +121,7 @@ class Leftovers:
                 ),
                 store=self.store,
                 catalog=self.catalog,
-                annotation=self.backend,
+                open_annotation=lambda: self.backend,
             ),
             script=DemoScript(seed=0),
             world=self.world,

@@ -7,6 +7,7 @@ import json
 import math
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -75,6 +76,30 @@ class Database:
                 if connection.dialect.name == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
                 yield connection
+
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Hold what only one process may do at a time; freed by the kernel or the server when the holder dies.
+
+        Raises:
+            CatalogError: another process holds it (retryable).
+        """
+        busy = CatalogError(f"another process is at it: {name}", retryable=True)
+        if self._lock_path is not None:
+            with self._lock_path.with_suffix(f".{name}.lock").open("ab") as file:
+                if not _try_lock(file.fileno()):
+                    raise busy
+                yield
+            return
+        with _translated(), self._engine.connect() as plain:
+            connection = plain.execution_options(isolation_level="AUTOCOMMIT")
+            key = {"key": zlib.crc32(name.encode())}
+            if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():
+                raise busy
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
 
     def _migrate(self) -> None:
         config = Config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +29,14 @@ class Catalog(Admissions, Pool, Ledger, Results):
         `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user@host/database`.
         """
         return cls(Database(url))
+
+    def exclusive(self, name: str) -> AbstractContextManager[None]:
+        """Hold what only one process may do at a time; free again when the block or the holder ends.
+
+        Raises:
+            CatalogError: another process holds it (retryable).
+        """
+        return self._database.exclusive(name)
 
     def close(self) -> None:
         """Close every connection."""

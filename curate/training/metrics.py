@@ -1,9 +1,10 @@
-"""How good probabilities are against labels: pure numpy, shared by training reports and the tests."""
+"""How good probabilities are against labels: pure, shared by training reports and the tests."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix as count_confusion
 
 from curate.errors import TrainingError
 
@@ -59,9 +60,10 @@ def expected_calibration_error(probabilities: Probabilities, labels: Labels, bin
 def confusion_matrix(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
     """Counts [K, K]: row = label, column = predicted class."""
     _verify_shapes(probabilities, labels)
-    classes = probabilities.shape[1]
-    flat = labels * classes + probabilities.argmax(axis=1)
-    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
+    classes = np.arange(probabilities.shape[1])
+    if labels.size == 0:
+        return np.zeros((len(classes), len(classes)), np.int64)
+    return np.asarray(count_confusion(labels, probabilities.argmax(axis=1), labels=classes), np.int64)
 
 
 def _verify_shapes(probabilities: Probabilities, labels: Labels) -> None:

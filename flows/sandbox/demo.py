@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from flows.sandbox.link import LinkConfig, set_link
 from flows.sandbox.ports import find_free_ports
 from flows.sandbox.prefect_runs import FlowRuns
 from flows.sandbox.processes import stop_process
+from flows.sandbox.script import DemoScript, Timeline
 from flows.sandbox.stack import start_stack, stop_stack
 from flows.sandbox.stack_config import label_studio_config
 from flows.sandbox.stack_state import SERVICES, Stack
@@ -47,37 +45,6 @@ log = logging.getLogger(__name__)
 
 CAMERAS = ("cam-1", "cam-2", "cam-3")
 OFFLINE_CAMERA = "cam-2"
-
-
-@dataclass(frozen=True)
-class DemoScript:
-    """How long the demo is and how much happens in it."""
-
-    seed: int = 0
-    seed_labels: int = 200
-    rounds: int = 2
-    budget: int = 200
-    fps: float = 30.0
-    window_s: float = 65.0
-    min_pool: int = 600
-    chaos: tuple[str, ...] = ()
-    """Kinds of process to kill at random moments: agent, flow, label-studio, s3."""
-
-
-@dataclass
-class Timeline:
-    """What happened when, for the report."""
-
-    path: Path
-    events: list[dict[str, Any]] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def note(self, kind: str, **facts: Any) -> None:
-        """Write one event down, at once: the driver may be killed too."""
-        with self._lock:
-            self.events.append({"at": datetime.now(UTC).isoformat(), "kind": kind, **facts})
-            self.path.write_text(json.dumps(self.events, indent=1))
-        log.info("%s %s", kind, " ".join(f"{name}={value}" for name, value in facts.items()))
 
 
 class DemoRun:

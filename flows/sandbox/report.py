@@ -36,9 +36,9 @@ from flows.sandbox.report_sections import (
 
 if TYPE_CHECKING:
     from flows._wiring import Services
-    from flows.sandbox.demo import DemoScript
     from flows.sandbox.fashion_mnist import FashionMnist
     from flows.sandbox.report_scores import Scores
+    from flows.sandbox.script import DemoScript
     from flows.sandbox.world_schedule import WorldConfig
 
 

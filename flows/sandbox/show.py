@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from flows._wiring import services
-from flows.sandbox.demo import DemoRun, DemoScript, clear_demo
+from flows.sandbox.demo import DemoRun, clear_demo
 from flows.sandbox.fashion_mnist import load_fashion_mnist
 from flows.sandbox.prefect_runs import FlowRuns
 from flows.sandbox.report import DemoFacts, build_report, persist_report, print_summary
+from flows.sandbox.script import DemoScript
 from flows.sandbox.stack import stop_stack
 
 

@@ -743,3 +743,15 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     with pytest.raises(CatalogError) as caught:
         Catalog.open(f"sqlite:///{path}")
     assert not caught.value.retryable
+
+
+def test_one_process_at_a_time_does_what_is_exclusive(catalog: Catalog) -> None:
+    """While the lock is held nobody else gets it, a different one is free, and it is free again afterwards."""
+    with catalog.exclusive("round"):
+        with catalog.exclusive("other"):
+            pass
+        with pytest.raises(CatalogError) as refused, catalog.exclusive("round"):
+            pass
+        assert refused.value.retryable
+    with catalog.exclusive("round"):
+        pass

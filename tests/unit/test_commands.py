@@ -50,7 +50,7 @@ def wired(tmp_path: Path) -> Iterator[Services]:
             settings=settings,
             store=LocalBlobStore(tmp_path / "bucket"),
             catalog=catalog,
-            annotation=LabelStudioBackend(label_studio, settings.labels),
+            open_annotation=lambda: LabelStudioBackend(label_studio, settings.labels),
         )
 
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curate.storage.access import device_policy, label_studio_policy
 from flows.sandbox.ports import LOOPBACK, find_free_ports, is_port_free
 from flows.sandbox.processes import StackError
-from flows.sandbox.stack_access import device_policy, label_studio_policy, s3_config
+from flows.sandbox.stack_access import s3_config
 from flows.sandbox.stack_state import (
     PORTS,
     SERVICES,
