@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -14,10 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.contracts.feedback import Feedback, FeedbackReason, Verdict
 from curate.contracts.ids import SafeName
 from edge_agent.capture_policy import decide_dismissed
+from edge_agent.errors import SpoolUnavailableError
 from edge_agent.frame_ring import FrameRing, HeldFrame, PredictionLog
 from edge_agent.keeper import Keeper
+from edge_agent.spool_files import Receipt
 
-_REMEMBERED_IDS: Final = 4096
+MAX_WAIT_S: Final = 3.0
+"""How long a verdict waits for its frame to reach the disk. Shorter than the patience of common HTTP clients."""
 
 
 class FeedbackRequest(BaseModel):
@@ -31,7 +33,7 @@ class FeedbackRequest(BaseModel):
     user: str | None = Field(default=None, max_length=128)
     box_id: SafeName | None = None
     feedback_id: SafeName | None = None
-    """The client's own id, unique in the fleet (a UUID): sending again with it counts once."""
+    """The client's own id, unique in the fleet (a UUID): sending again with it counts once, also after a restart."""
 
 
 class FeedbackSink(Protocol):
@@ -44,12 +46,15 @@ class FeedbackSink(Protocol):
             AgentError: it cannot be stored now.
         """
 
+    def find_receipt(self, feedback_id: str) -> Receipt | None:
+        """Return the receipt of a verdict that was stored earlier, by this process or one before."""
+
     def is_captured(self, prediction_id: str) -> bool:
         """Say whether the prediction's frame lies in the spool."""
 
 
 class FeedbackIntake:
-    """Takes verdicts, one at a time. Thread-safe; never waits for the capture loop and never makes it wait."""
+    """Takes verdicts, one at a time. Thread-safe. It may wait for the disk, and never makes the capture loop wait."""
 
     def __init__(
         self,
@@ -59,28 +64,37 @@ class FeedbackIntake:
         predictions: PredictionLog,
         *,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        max_wait_s: float = MAX_WAIT_S,
     ) -> None:
         self._sink = sink
         self._keeper = keeper
         self._ring = ring
         self._predictions = predictions
         self._wall_clock = wall_clock
+        self._max_wait_s = max_wait_s
         self._lock = threading.Lock()
-        self._stored: OrderedDict[str, Feedback] = OrderedDict()
 
-    def receive(self, prediction_id: str, request: FeedbackRequest) -> Feedback:
-        """Store one verdict; when this returns, a power cut does not lose it.
+    def receive(self, prediction_id: str, request: FeedbackRequest) -> Receipt:
+        """Store one verdict; when this returns, a power cut loses neither it nor its frame.
 
-        A dismissed frame that is still held becomes a capture first, so that the verdict tells the truth about it.
-        Repeating a recent `feedback_id` returns what was stored then.
+        The frame comes first: a dismissed frame that is still held becomes a capture, and a frame that an arm chose is
+        waited for until it is durable or dropped. So a verdict on disk never promises a frame that a power cut can
+        still take. A dropped frame is gone; the verdict is stored with `frame_available=False`. When the wait is too
+        long nothing is stored, and the client tries again with the same `feedback_id`.
+        Repeating a `feedback_id` returns what was answered then.
 
         Raises:
-            AgentError: the spool cannot store it now.
+            AgentError: the spool cannot store it, or its frame, now.
         """
+        feedback_id = request.feedback_id or uuid.uuid4().hex
+        # Before the lock: a frame that takes long holds up the verdicts about it only.
+        if not self._keeper.wait_settled(prediction_id, self._max_wait_s):
+            raise SpoolUnavailableError(
+                "the frame is still on its way to the disk", hint="send it again with the same feedback_id"
+            )
         with self._lock:
-            feedback_id = request.feedback_id or uuid.uuid4().hex
-            if (stored := self._stored.get(feedback_id)) is not None:
-                return stored
+            if (receipt := self._sink.find_receipt(feedback_id)) is not None:
+                return receipt
             available = self._secure_frame(prediction_id, request)
             prediction = self._predictions.get(prediction_id)
             feedback = Feedback(
@@ -93,17 +107,13 @@ class FeedbackIntake:
                 frame_available=available,
             )
             self._sink.put_feedback(feedback)
-            self._stored[feedback_id] = feedback
-            if len(self._stored) > _REMEMBERED_IDS:
-                self._stored.popitem(last=False)
-            return feedback
+            return Receipt.of(feedback)
 
     def _secure_frame(self, prediction_id: str, request: FeedbackRequest) -> bool:
-        """Capture a dismissed frame that no arm has kept; return whether the cloud can expect the frame."""
+        """Capture a dismissed frame that no arm has kept; return whether the frame is durable."""
         if request.verdict is not Verdict.CONFIRMED and (frame := self._ring.claim(prediction_id)) is not None:
             return self._keep(frame, request)
-        # In this order: a frame leaves the keeper's queue only after the spool has it.
-        return self._keeper.is_queued(prediction_id) or self._sink.is_captured(prediction_id)
+        return self._sink.is_captured(prediction_id)
 
     def _keep(self, frame: HeldFrame, request: FeedbackRequest) -> bool:
         why = f" as {request.reason.value}" if request.reason else ""

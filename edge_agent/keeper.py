@@ -59,16 +59,17 @@ class Keeper:
         self._jpeg_quality = jpeg_quality
         self._max_pixels = max_pixels
         self._queue: queue.Queue[tuple[HeldFrame, CaptureDecision]] = queue.Queue(max_queued)
-        self._queued_ids: set[str] = set()
+        self._unsettled: dict[str, threading.Event] = {}
 
     def offer(self, frame: HeldFrame, decision: CaptureDecision) -> bool:
         """Queue a frame without waiting; False when the queue is full and the frame was dropped."""
         prediction_id = frame.prediction.prediction_id
-        self._queued_ids.add(prediction_id)
+        # Dict operations are atomic: the capture loop never waits for somebody who waits for its frame.
+        self._unsettled[prediction_id] = threading.Event()
         try:
             self._queue.put_nowait((frame, decision))
         except queue.Full:
-            self._queued_ids.discard(prediction_id)
+            self._settle(prediction_id)
             self._ledger.add(Totals(selected=1, dropped={BACKLOG: 1}))
             return False
         return True
@@ -98,12 +99,19 @@ class Keeper:
         try:
             self.keep_now(frame, decision)
         finally:
-            self._queued_ids.discard(frame.prediction.prediction_id)
+            self._settle(frame.prediction.prediction_id)
         return True
 
-    def is_queued(self, prediction_id: str) -> bool:
-        """Say whether the frame of that prediction waits to be stored. Takes no lock."""
-        return prediction_id in self._queued_ids
+    def wait_settled(self, prediction_id: str, timeout_s: float) -> bool:
+        """Wait until the frame of that prediction is no longer in the queue: it is durable, or dropped and counted.
+
+        False when it still is after `timeout_s`. True at once for a frame that was never offered.
+        """
+        unsettled = self._unsettled.get(prediction_id)
+        return unsettled is None or unsettled.wait(timeout_s)
+
+    def _settle(self, prediction_id: str) -> None:
+        self._unsettled.pop(prediction_id).set()
 
     def run(self, stop: threading.Event) -> None:
         """Store queued frames until told to stop and the queue is empty."""

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,15 @@ from edge_agent.durable import persist_bytes, remove_files, seal
 from edge_agent.errors import CorruptFileError, SpoolUnavailableError
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.retention import Held, capture_value, plan_eviction
-from edge_agent.spool_files import DISK_FULL_CODES, Batch, CaptureHeader, FeedbackHeader, SpoolFolder, SpoolState
-from edge_agent.spool_index import LONG_AGO, SpoolIndex
+from edge_agent.spool_files import (
+    DISK_FULL_CODES,
+    Batch,
+    CaptureHeader,
+    FeedbackHeader,
+    Receipt,
+    SpoolFolder,
+    SpoolState,
+)
 from edge_agent.spool_recovery import Recovered, recover
 
 log = logging.getLogger(__name__)
@@ -81,7 +88,7 @@ class Spool:
         self._ledger = ledger
         self._monotonic = monotonic
         self._lock = threading.RLock()
-        self._index = _index_of(recovered)
+        self._index = recovered.make_index()
         self._revision = recovered.revision
         self._batch_sequence = 0
         self._removing: tuple[Path, ...] = ()
@@ -191,8 +198,16 @@ class Spool:
             totals = self._ledger.totals().plus(change)
             header = FeedbackHeader(revision=self._next_revision(), totals=totals, feedback=feedback)
             self._persist_new(self._folder.feedback_path(totals.feedback_spooled), seal(header.to_bytes()))
-            self._index.add_feedback(totals.feedback_spooled, since_s=self._monotonic())
+            self._index.add_feedback(totals.feedback_spooled, Receipt.of(feedback), since_s=self._monotonic())
             self._ledger.add(change)
+
+    def find_receipt(self, feedback_id: str) -> Receipt | None:
+        """Return the receipt of feedback that is on the device or, among the newest, has left it.
+
+        It survives restarts, so that a verdict whose answer was lost in one is not kept twice.
+        """
+        with self._lock:
+            return self._index.find_receipt(feedback_id)
 
     # -- sync thread ---------------------------------------------------------------------------------------
 
@@ -212,12 +227,15 @@ class Spool:
         """Freeze the oldest waiting captures and feedback into a batch, durably; None when nothing is due.
 
         A file that is gone or fails its checksum goes to quarantine and the batch goes on without it.
+        A gap that an unreadable batch has left is filled first: the cloud acknowledges no further than a gap.
 
         Raises:
             SpoolUnavailableError: the disk refused; nothing is frozen.
         """
         limits = self._limits
         with self._lock, _disk():
+            if self._index.gaps:
+                return self._freeze(now, next(iter(self._index.gaps.values())), {}, {})
             due = self._index.is_due(
                 now_s=self._monotonic(), max_captures=limits.batch_max_captures, max_age_s=limits.batch_max_age_s
             )
@@ -226,22 +244,31 @@ class Spool:
             waiting = self._index.oldest(max_captures=limits.batch_max_captures, max_feedback=limits.batch_max_feedback)
             captures = self._load_records(waiting[0])
             feedback = self._load_feedback(waiting[1])
-            return self._freeze(now, captures, feedback) if captures or feedback else None
+            if not captures and not feedback:
+                return None
+            place = Batch(0, self.boot_id, self._batch_sequence + 1, tuple(captures), tuple(feedback))
+            batch = self._freeze(now, place, captures, feedback)
+            self._batch_sequence = batch.sequence
+            return batch
 
-    def _freeze(self, now: datetime, captures: Mapping[int, CaptureRecord], feedback: Mapping[int, Feedback]) -> Batch:
-        sequence = self._batch_sequence + 1
+    def _freeze(
+        self,
+        now: datetime,
+        place: Batch,
+        captures: Mapping[int, CaptureRecord],
+        feedback: Mapping[int, Feedback],
+    ) -> Batch:
         record = BatchRecord(
             device_id=self.device_id,
-            boot_id=self.boot_id,
-            sequence=sequence,
+            boot_id=place.boot_id,
+            sequence=place.sequence,
             created_at=now,
             captures=list(captures.values()),
             feedback=list(feedback.values()),
             counters=self._ledger.snapshot(),
         )
-        batch = Batch(self._next_revision(), self.boot_id, sequence, tuple(captures), tuple(feedback))
+        batch = replace(place, revision=self._next_revision())
         self._folder.persist_batch(batch, record.to_bytes())
-        self._batch_sequence = sequence
         self._index.freeze(batch)
         return batch
 
@@ -285,18 +312,18 @@ class Spool:
     def load_batch_record(self, batch: Batch) -> bytes | None:
         """Return the commit record's exact bytes, or None when its file is bad.
 
-        It is then in quarantine and what it named waits again, for another batch.
+        It is then in quarantine, what it named waits again, for another batch, and an empty one will take its place.
 
         Raises:
             SpoolUnavailableError: the system refused; the file may be good.
         """
         if batch.name in self._index.batches:
-            with self._setting_aside(self._folder.batch_path(batch), partial(self._index.thaw, batch)):
+            with self._setting_aside(self._folder.batch_path(batch), partial(self._index.thaw, batch), stays=True):
                 return self._folder.load_batch_record(batch)
         return None
 
     @contextlib.contextmanager
-    def _setting_aside(self, path: Path, forget: Callable[[], None]) -> Iterator[None]:
+    def _setting_aside(self, path: Path, forget: Callable[[], None], *, stays: bool = False) -> Iterator[None]:
         """Send the file to quarantine if reading it in the body fails: one bad file blocks nothing else."""
         try:
             yield
@@ -304,7 +331,7 @@ class Spool:
             with self._lock, _disk():
                 if isinstance(exc, OSError) and exc.errno in _PASSING_CODES:
                     raise
-                self._folder.set_aside(path, str(exc))
+                self._folder.set_aside(path, str(exc), stays=stays)
                 self._quarantined += 1
                 forget()
 
@@ -341,21 +368,27 @@ class Spool:
             leaving = self._index.departure(through)
             if not leaving.batches:
                 return 0
+            removing = [
+                *(self._folder.capture_path(sequence) for sequence in sorted(leaving.captures)),
+                *(self._folder.batch_path(batch) for batch in leaving.batches),
+                *(self._folder.feedback_path(sequence) for sequence in sorted(leaving.feedback)),
+            ]
+            receipts = self._index.receipts_after(leaving)
+            if leaving.feedback:
+                # Before the files go: at every moment one of the two knows the id.
+                self._insist(partial(self._folder.persist_receipts, receipts), removing)
             self._commit(
                 Totals(
                     acknowledged=len(leaving.captures),
                     uploaded=leaving.newly_uploaded,
                     feedback_acknowledged=len(leaving.feedback),
                 ),
-                removing=[
-                    *(self._folder.capture_path(sequence) for sequence in sorted(leaving.captures)),
-                    *(self._folder.batch_path(batch) for batch in leaving.batches),
-                    *(self._folder.feedback_path(sequence) for sequence in sorted(leaving.feedback)),
-                ],
+                removing=removing,
                 uploaded_batches=self._index.uploaded_batches - {batch.name for batch in leaving.batches},
                 uploaded_captures=self._index.uploaded_captures - leaving.captures,
             )
             self._index.forget(leaving)
+            self._index.replace_left_receipts(receipts)
             self._finish_removals()
             return len(leaving.batches)
 
@@ -412,18 +445,25 @@ class Spool:
             uploaded_batches=sorted(batches),
             uploaded_captures=sorted(captures),
         )
-        try:
-            self._folder.persist_state(state)
-        except OSError as exc:
-            if exc.errno not in DISK_FULL_CODES or not removing:
-                raise
-            # A full disk must not stop what makes room. This file leaves anyway; a crash right here counts
-            # it as evicted.
-            removing[0].unlink(missing_ok=True)
-            self._folder.persist_state(state)
+        self._insist(partial(self._folder.persist_state, state), removing)
         self._ledger.add(change)
         self._persisted = totals
         index.uploaded_batches, index.uploaded_captures, self._removing = batches, captures, leaving
+
+    def _insist(self, persist: Callable[[], None], removing: Sequence[Path]) -> None:
+        """Write what makes room also on a full disk: files that leave anyway go first, until there is room.
+
+        A crash right here counts captures as evicted and sends feedback once more; so its own files must stay.
+        """
+        for path in removing:
+            if path.parent != self._folder.feedback:
+                try:
+                    return persist()
+                except OSError as exc:
+                    if exc.errno not in DISK_FULL_CODES:
+                        raise
+                    path.unlink(missing_ok=True)
+        return persist()
 
     def _finish_removals(self) -> None:
         try:
@@ -432,20 +472,6 @@ class Spool:
             log.warning("counted files could not be removed yet: %s", exc)
             return
         self._removing = ()
-
-
-def _index_of(recovered: Recovered) -> SpoolIndex:
-    index = SpoolIndex()
-    for found in recovered.captures:
-        # What waited in an earlier process has waited long enough.
-        index.add_capture(found.held, prediction_id=found.prediction_id, since_s=LONG_AGO)
-    for sequence in recovered.feedback:
-        index.add_feedback(sequence, since_s=LONG_AGO)
-    for batch in recovered.batches:
-        index.freeze(batch)
-    index.uploaded_batches = recovered.uploaded_batches
-    index.uploaded_captures = recovered.uploaded_captures
-    return index
 
 
 @contextlib.contextmanager

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field
 
 from curate.contracts.capture import CaptureRecord
 from curate.contracts.document import Document
 from curate.contracts.feedback import Feedback
+from curate.contracts.ids import SAFE_NAME
 from edge_agent.durable import TEMPORARY_SUFFIX, persist_bytes, seal, sync_folder, unseal
 from edge_agent.ledger import Totals
 
@@ -63,6 +66,24 @@ class SpoolState(Snapshot):
     """Files already counted as acknowledged or evicted. Recovery removes them without counting again."""
     uploaded_batches: list[str] = Field(default_factory=list)
     uploaded_captures: list[int] = Field(default_factory=list)
+
+
+class Receipt(Document):
+    """What a person was answered about one verdict."""
+
+    feedback_id: str
+    frame_available: bool
+
+    @classmethod
+    def of(cls, feedback: Feedback) -> Self:
+        """Return the receipt of a stored verdict."""
+        return cls(feedback_id=feedback.feedback_id, frame_available=feedback.frame_available)
+
+
+class Receipts(Document):
+    """The `receipts` file: verdicts that have left the device, so that one sent again is known. Oldest first."""
+
+    receipts: list[Receipt]
 
 
 @dataclass(frozen=True)
@@ -123,6 +144,11 @@ class SpoolFolder:
         """The state file."""
         return self.root / "state"
 
+    @property
+    def receipts(self) -> Path:
+        """The file of receipts."""
+        return self.root / "receipts"
+
     def capture_path(self, sequence: int) -> Path:
         """File of the capture with that device-lifetime number."""
         return self.captures / f"{sequence:012d}{CAPTURE_SUFFIX}"
@@ -134,6 +160,14 @@ class SpoolFolder:
     def batch_path(self, batch: Batch) -> Path:
         """File of a frozen batch."""
         return self.outbox / f"{batch.name}{BATCH_SUFFIX}"
+
+    def parse_batch_path(self, path: Path) -> Batch | None:
+        """Return the place in its boot's sequence that a batch file's name says; None for another name."""
+        boot_id, _, sequence = path.stem.rpartition("-")
+        if not (re.fullmatch(SAFE_NAME, boot_id) and sequence.isascii() and sequence.isdigit() and int(sequence)):
+            return None
+        place = Batch(0, boot_id, int(sequence), (), ())
+        return place if self.batch_path(place).name == path.name else None
 
     def numbered(self, folder: Path, suffix: str) -> Iterator[tuple[int, Path]]:
         """Yield (number, path) of the folder's files in order of number; other names are left alone."""
@@ -168,6 +202,22 @@ class SpoolFolder:
             return None
         return SpoolState.from_bytes(header)
 
+    def load_receipts(self) -> list[Receipt]:
+        """Return the receipts, none before the first; raises as `load_capture`."""
+        try:
+            header, _ = unseal(self.receipts.read_bytes())
+        except FileNotFoundError:
+            return []
+        return Receipts.from_bytes(header).receipts
+
+    def persist_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Write the receipts.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        persist_bytes(self.receipts, seal(Receipts(receipts=list(receipts)).to_bytes()))
+
     def persist_state(self, state: SpoolState) -> None:
         """Write the state.
 
@@ -195,14 +245,18 @@ class SpoolFolder:
         """Return the room left on the disk for this user."""
         return shutil.disk_usage(self.root).free
 
-    def set_aside(self, path: Path, reason: str) -> None:
-        """Move a file into quarantine with its reason. A file that is gone leaves only the reason; never raises."""
+    def set_aside(self, path: Path, reason: str, *, stays: bool = False) -> None:
+        """Move a file into quarantine with its reason. A file that is gone leaves only the reason; never raises.
+
+        With `stays` the file also keeps its place, where the caller will replace it: a crash in between must not
+        make it look as if it had never been there.
+        """
         name = path.name
         while (self.quarantine / f"{name}{REASON_SUFFIX}").exists():
             name = f"again-{name}"
         log.error("quarantined %s: %s", path.name, reason)
         try:
-            os.replace(path, self.quarantine / name)  # noqa: PTH105 - as in durable
+            (os.link if stays else os.replace)(path, self.quarantine / name)
         except FileNotFoundError:
             pass
         except OSError as exc:

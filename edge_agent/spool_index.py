@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_agent.retention import Held
-from edge_agent.spool_files import Batch
+from edge_agent.spool_files import Batch, Receipt
 
 LONG_AGO = float("-inf")
 REMEMBERED_PREDICTIONS = 20_000
+REMEMBERED_RECEIPTS = 4096
+"""Of verdicts that have left; all that are still held are remembered anyway."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class SpoolIndex:
 
     def __init__(self) -> None:
         self.batches: dict[str, Batch] = {}
+        self.gaps: dict[str, Batch] = {}
+        """Places in a boot's sequence whose batch was lost; the cloud waits there until an empty one fills each."""
         self.uploaded_batches: frozenset[str] = frozenset()
         self.uploaded_captures: frozenset[int] = frozenset()
         self.used_bytes = 0
@@ -41,6 +45,9 @@ class SpoolIndex:
         self._frozen: dict[int, Held] = {}
         self._waiting_feedback: dict[int, float] = {}
         self._frozen_feedback: set[int] = set()
+        self._held_receipts: dict[int, Receipt] = {}
+        self._receipts: dict[str, Receipt] = {}
+        self.left_receipts: tuple[Receipt, ...] = ()
         self._predictions: dict[str, None] = {}
 
     @property
@@ -61,9 +68,11 @@ class SpoolIndex:
         if len(self._predictions) > REMEMBERED_PREDICTIONS:
             del self._predictions[next(iter(self._predictions))]
 
-    def add_feedback(self, sequence: int, *, since_s: float) -> None:
+    def add_feedback(self, sequence: int, receipt: Receipt, *, since_s: float) -> None:
         """Add a piece of feedback."""
         self._waiting_feedback[sequence] = since_s
+        self._held_receipts[sequence] = receipt
+        self._receipts[receipt.feedback_id] = receipt
 
     def holds(self, sequence: int) -> bool:
         """Return whether the capture is held, frozen or not."""
@@ -81,10 +90,28 @@ class SpoolIndex:
         return waiting.held if waiting else self._frozen.pop(sequence, None)
 
     def remove_feedback(self, sequences: Iterable[int]) -> None:
-        """Forget feedback, wherever it is."""
+        """Forget feedback, wherever it is, as if it had never come."""
         for sequence in sequences:
             self._waiting_feedback.pop(sequence, None)
             self._frozen_feedback.discard(sequence)
+            if (receipt := self._held_receipts.pop(sequence, None)) is not None:
+                self._receipts.pop(receipt.feedback_id, None)
+
+    def find_receipt(self, feedback_id: str) -> Receipt | None:
+        """Return the receipt of feedback that is held or left lately."""
+        return self._receipts.get(feedback_id)
+
+    def receipts_after(self, departure: Departure) -> tuple[Receipt, ...]:
+        """Return the receipts to remember once these have left too, oldest first."""
+        leaving = (self._held_receipts[sequence] for sequence in sorted(departure.feedback))
+        unique = {receipt.feedback_id: receipt for receipt in (*self.left_receipts, *leaving)}
+        return tuple(unique.values())[-REMEMBERED_RECEIPTS:]
+
+    def replace_left_receipts(self, receipts: Iterable[Receipt]) -> None:
+        """Remember these of the feedback that has left, and no others."""
+        held = {receipt.feedback_id: receipt for receipt in self._held_receipts.values()}
+        self.left_receipts = tuple(receipts)
+        self._receipts = {receipt.feedback_id: receipt for receipt in self.left_receipts} | held
 
     def is_remembered(self, prediction_id: str) -> bool:
         """Return whether a capture of that prediction was added lately, even if it has left since."""
@@ -109,6 +136,7 @@ class SpoolIndex:
     def freeze(self, batch: Batch) -> None:
         """Add the batch and take what it names out of waiting."""
         self.batches[batch.name] = batch
+        self.gaps.pop(batch.name, None)
         for sequence in batch.captures:
             if sequence in self._waiting:
                 self._frozen[sequence] = self._waiting.pop(sequence).held
@@ -117,9 +145,12 @@ class SpoolIndex:
                 self._frozen_feedback.add(sequence)
 
     def thaw(self, batch: Batch) -> None:
-        """Remove the batch; what it named waits again, first in line."""
+        """Remove the batch and leave a gap; what it named waits again, first in line.
+
+        Whether it was uploaded stays known: then the bucket needs nothing in its place.
+        """
         del self.batches[batch.name]
-        self.uploaded_batches -= {batch.name}
+        self.gaps[batch.name] = replace(batch, captures=(), feedback=())
         again = {n: _Waiting(self._frozen.pop(n), LONG_AGO) for n in batch.captures if n in self._frozen}
         self._waiting = again | self._waiting
         feedback = [n for n in batch.feedback if n in self._frozen_feedback]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,10 +22,12 @@ from edge_agent.spool_files import (
     BatchHeader,
     CaptureHeader,
     FeedbackHeader,
+    Receipt,
     Snapshot,
     SpoolFolder,
     SpoolState,
 )
+from edge_agent.spool_index import LONG_AGO, SpoolIndex
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +49,29 @@ class Recovered:
     revision: int
     totals: Totals
     captures: tuple[Found, ...]
-    feedback: tuple[int, ...]
+    feedback: Mapping[int, Receipt]
+    left_receipts: tuple[Receipt, ...]
     batches: tuple[Batch, ...]
+    gaps: tuple[Batch, ...]
+    """Where a batch was and cannot be read; its file, if any, stays until an empty batch replaces it."""
     uploaded_batches: frozenset[str]
     uploaded_captures: frozenset[int]
+
+    def make_index(self) -> SpoolIndex:
+        """Return an index of all this."""
+        index = SpoolIndex()
+        for found in self.captures:
+            # What waited in an earlier process has waited long enough.
+            index.add_capture(found.held, prediction_id=found.prediction_id, since_s=LONG_AGO)
+        for sequence, receipt in self.feedback.items():
+            index.add_feedback(sequence, receipt, since_s=LONG_AGO)
+        index.replace_left_receipts(self.left_receipts)
+        for batch in self.batches:
+            index.freeze(batch)
+        index.gaps = {gap.name: gap for gap in self.gaps}
+        index.uploaded_batches = self.uploaded_batches
+        index.uploaded_captures = self.uploaded_captures
+        return index
 
 
 def recover(folder: SpoolFolder) -> Recovered:
@@ -64,7 +85,7 @@ def recover(folder: SpoolFolder) -> Recovered:
     remove_files(folder.root / name for name in state.removing)
     captures, bad_captures = _load_numbered(folder, folder.captures, CAPTURE_SUFFIX, CaptureHeader)
     feedback, bad_feedback = _load_numbered(folder, folder.feedback, FEEDBACK_SUFFIX, FeedbackHeader)
-    batches = tuple(sorted(_load_batches(folder), key=lambda batch: batch.revision))
+    batches, gaps = _load_batches(folder)
     newest: Snapshot = max([state, *captures.values(), *feedback.values()], key=lambda snapshot: snapshot.revision)
     # A number above the newest truth belongs to a put that was reported as failed but left its file.
     _remove_above(newest.totals.spooled, captures, folder.capture_path)
@@ -83,9 +104,11 @@ def recover(folder: SpoolFolder) -> Recovered:
             ),
         ),
         captures=tuple(_found(folder, sequence, header) for sequence, header in captures.items()),
-        feedback=tuple(feedback),
+        feedback={sequence: Receipt.of(header.feedback) for sequence, header in feedback.items()},
+        left_receipts=_load_receipts(folder),
         batches=batches,
-        uploaded_batches=frozenset(state.uploaded_batches) & {batch.name for batch in batches},
+        gaps=gaps,
+        uploaded_batches=frozenset(state.uploaded_batches) & {batch.name for batch in (*batches, *gaps)},
         uploaded_captures=frozenset(state.uploaded_captures) & captures.keys(),
     )
 
@@ -113,6 +136,14 @@ def _load_state(folder: SpoolFolder) -> SpoolState:
     return state or SpoolState(revision=1, totals=Totals())
 
 
+def _load_receipts(folder: SpoolFolder) -> tuple[Receipt, ...]:
+    try:
+        return tuple(folder.load_receipts())
+    except (CorruptFileError, ContractError) as exc:
+        folder.set_aside(folder.receipts, str(exc))
+        return ()
+
+
 def _load_numbered(
     folder: SpoolFolder, where: Path, suffix: str, kind: type[HeaderT]
 ) -> tuple[dict[int, HeaderT], set[int]]:
@@ -128,20 +159,46 @@ def _load_numbered(
     return headers, bad
 
 
-def _load_batches(folder: SpoolFolder) -> Iterator[Batch]:
-    for path in folder.outbox.glob(f"*{BATCH_SUFFIX}"):
-        header = _load(folder, path, BatchHeader)
+def _load_batches(folder: SpoolFolder) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+    """Return the readable batches in order of freezing, and the gaps."""
+    batches, gaps = [], []
+    for path in sorted(folder.outbox.glob(f"*{BATCH_SUFFIX}")):
+        place = folder.parse_batch_path(path)
+        header = _load(folder, path, BatchHeader, stays=place is not None)
         if header is not None:
-            yield Batch(
-                header.revision, header.boot_id, header.sequence, tuple(header.captures), tuple(header.feedback)
+            batches.append(
+                Batch(header.revision, header.boot_id, header.sequence, tuple(header.captures), tuple(header.feedback))
             )
+        elif place is not None:
+            gaps.append(place)
+    for gap in find_gaps(batches, gaps):
+        folder.set_aside(folder.batch_path(gap), "the file is gone", stays=True)
+        gaps.append(gap)
+    return tuple(sorted(batches, key=lambda batch: batch.revision)), tuple(gaps)
 
 
-def _load(folder: SpoolFolder, path: Path, kind: type[HeaderT]) -> HeaderT | None:
+def find_gaps(batches: Sequence[Batch], known: Sequence[Batch]) -> list[Batch]:
+    """Return empty batches for what is missing between the batches of a boot, beside the gaps already known. Pure.
+
+    Acknowledged batches leave from the front, so what is missing there has arrived.
+    """
+    taken: dict[str, set[int]] = {}
+    for batch in batches:
+        taken.setdefault(batch.boot_id, set()).add(batch.sequence)
+    between = [
+        Batch(0, boot_id, sequence, (), ())
+        for boot_id, sequences in taken.items()
+        for sequence in range(min(sequences), max(sequences))
+        if sequence not in sequences
+    ]
+    return [gap for gap in between if gap not in known]
+
+
+def _load(folder: SpoolFolder, path: Path, kind: type[HeaderT], *, stays: bool = False) -> HeaderT | None:
     try:
         return kind.from_bytes(load_header(path))
     except (CorruptFileError, ContractError, OSError) as exc:
-        folder.set_aside(path, str(exc))
+        folder.set_aside(path, str(exc), stays=stays)
         return None
 
 

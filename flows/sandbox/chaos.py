@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flows.sandbox.processes import kill_process, running_names
+from flows.sandbox.script import DemoScript
 
 VICTIMS = {"agent": "agent-", "flow": "worker", "label-studio": "label-studio", "s3": "s3"}
 """Kind of victim to the name its processes start with."""
@@ -17,19 +18,12 @@ VICTIMS = {"agent": "agent-", "flow": "worker", "label-studio": "label-studio", 
 class Chaos:
     """Kills one process of each kind in turn, at moments drawn from the seed, while the context is open."""
 
-    def __init__(
-        self,
-        root: Path,
-        kinds: Sequence[str],
-        seed: int,
-        note: Callable[..., Any],
-        pause_s: tuple[float, float] = (8.0, 40.0),
-    ) -> None:
+    def __init__(self, root: Path, script: DemoScript, note: Callable[..., Any]) -> None:
         self._root = root
-        self._kinds = tuple(kinds)
-        self._random = random.Random(seed)
+        self._kinds = script.chaos
+        self._random = random.Random(script.seed)
         self._note = note
-        self._pause_s = pause_s
+        self._pause_s = script.kill_pause_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chaos", daemon=True)
 

@@ -73,7 +73,7 @@ class DemoRun:
             supervisor.add(self._worker(stack))
             self._first_release()
             sites = self._open_field(stack, supervisor)
-            with Chaos(self.root, self.script.chaos, self.script.seed, self.timeline.note):
+            with Chaos(self.root, self.script, self.timeline.note):
                 for number in range(1, self.script.rounds + 1):
                     self._window(number, wired)
                     self._round(number)
@@ -189,7 +189,10 @@ class DemoRun:
         model = next((m for m in services().catalog.models() if m.round_number == number), None)
         if model is None:
             raise Error(f"round {number} ended without a model", hint="see the run in the Prefect UI")
-        self.timeline.note("round_closed", number=number, release=model.release_id, gate=model.gate)
+        promoted = model.release_id is not None
+        why = "; ".join((model.gate or {}).get("reasons", []))
+        outcome = f"{model.release_id} is released ({why})" if promoted else f"the candidate is refused ({why})"
+        self.timeline.note("round_closed", number=number, release=model.release_id, gate=model.gate, outcome=outcome)
 
     def _last_window(self, wired: Services) -> None:
         """Wait until every agent runs the newest release, then let it be seen at work."""

@@ -22,7 +22,7 @@ SENTENCES: Mapping[str, str] = {
     "link_down": "{camera} loses its link",
     "link_up": "{camera} has its link again",
     "round_opened": "round {number}: ingest, select, annotate, train, compress, gate, release",
-    "round_closed": "round {number} closed: {release} is in the field",
+    "round_closed": "round {number} closed: {outcome}",
     "all_updated": "every agent runs {release}",
     "world_ended": "the world ends; agents drain their spools",
     "field_drained": "every spool is empty",
@@ -41,9 +41,14 @@ class DemoScript:
     budget: int = 200
     fps: float = 30.0
     window_s: float = 65.0
-    min_pool: int = 600
+    kill_pause_s: tuple[float, float] = (6.0, 25.0)
     chaos: tuple[str, ...] = ()
     """Kinds of process to kill at random moments: agent, flow, label-studio, s3."""
+
+    @property
+    def min_pool(self) -> int:
+        """Captures a round waits for: three to choose from for each label."""
+        return 3 * self.budget
 
 
 @dataclass

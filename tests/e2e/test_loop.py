@@ -40,7 +40,7 @@ def verify_books(report: dict[str, Any]) -> None:
 @pytest.mark.timeout(1500)
 def test_the_books_close_although_one_process_of_each_kind_is_killed(tmp_path: Path) -> None:
     """An agent, the flow process, Label Studio and the S3 server die by SIGKILL during a round; nothing is lost."""
-    small = ("--rounds", "1", "--budget", "60", "--window-s", "20")
+    small = ("--rounds", "1", "--budget", "60", "--window-s", "12")
     report = turn_wheel(tmp_path, *small, "--chaos", ",".join(KINDS))
     verify_books(report)
     killed = {event["name"].partition("-cam")[0] for event in report["timeline"] if event["kind"] == "killed"}

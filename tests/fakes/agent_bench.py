@@ -22,6 +22,7 @@ from edge_agent.inference import LiveModel
 from edge_agent.keeper import Keeper
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.report import DeviceReport
+from edge_agent.spool_files import Receipt
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KEEP_ALL = CapturePolicySpec(version="all", random_probability=1.0, uncertain_budget_fraction=0.0)
@@ -61,9 +62,10 @@ class MemorySpool:
     captures: list[tuple[CaptureRecord, bytes]] = field(default_factory=list)
     feedback: list[Feedback] = field(default_factory=list)
     refuse: bool = False
+    refuse_captures: bool = False
 
     def put(self, draft: CaptureRecord, jpeg: bytes) -> bool:
-        if self.refuse:
+        if self.refuse or self.refuse_captures:
             self.ledger.add(Totals(selected=1, dropped={"spool_full": 1}))
             return False
         self.ledger.add(Totals(selected=1, spooled=1))
@@ -74,6 +76,10 @@ class MemorySpool:
         if self.refuse:
             raise AgentError("the disk is full")
         self.feedback.append(feedback)
+
+    def find_receipt(self, feedback_id: str) -> Receipt | None:
+        found = [feedback for feedback in self.feedback if feedback.feedback_id == feedback_id]
+        return Receipt.of(found[0]) if found else None
 
     def is_captured(self, prediction_id: str) -> bool:
         return any(record.prediction.prediction_id == prediction_id for record, _ in self.captures)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,16 @@ from curate.contracts.feedback import FeedbackReason, Verdict
 from curate.errors import AgentError
 from edge_agent.camera import Skipped, SkipReason, decode_image, encode_jpeg
 from edge_agent.capture_policy import PolicyRefusedError
-from edge_agent.feedback_intake import FeedbackRequest
+from edge_agent.errors import SpoolUnavailableError
+from edge_agent.feedback_intake import FeedbackIntake, FeedbackRequest
 from edge_agent.frame_ring import FrameRing, PredictionLog
 from edge_agent.inference import LoadedModel, load_model
+from edge_agent.ledger import Ledger
+from edge_agent.spool import Spool, SpoolLimits
+from edge_agent.spool_files import Receipt
 from edge_agent.swap_meter import SwapMeter
 from tests.fakes.agent_bench import KEEP_ALL, KEEP_NONE, NOW, Bench
+from tests.fakes.power_cut import power_cut_before
 from tests.fakes.tiny_model import tiny_manifest, tiny_model
 
 
@@ -185,8 +192,9 @@ def test_a_late_dismissal_captures_its_frame(bench: Bench) -> None:
     """A frame no arm kept becomes a capture of the dismissed arm, with the random arm's draw as it was."""
     bench.camera.add_frames(30)
     bench.run()
-    feedback = bench.intake.receive("boot-4", dismiss(user="ann"))
-    assert feedback.frame_available
+    receipt = bench.intake.receive("boot-4", dismiss(user="ann"))
+    assert receipt.frame_available
+    (feedback,) = bench.spool.feedback
     assert (feedback.camera_id, feedback.release_id, feedback.user) == ("front", "r-1", "ann")
     ((record, _),) = bench.spool.captures
     assert record.frame_index == 3
@@ -223,23 +231,110 @@ def test_a_confirmation_captures_nothing(bench: Bench) -> None:
 
 def test_feedback_travels_without_its_frame(bench: Bench) -> None:
     """An unknown or long gone prediction still takes a verdict."""
-    feedback = bench.intake.receive("earlier-boot-99", dismiss(reason=FeedbackReason.NOT_THERE))
+    receipt = bench.intake.receive("earlier-boot-99", dismiss(reason=FeedbackReason.NOT_THERE))
+    (feedback,) = bench.spool.feedback
     assert not feedback.frame_available
     assert feedback.camera_id is None
-    assert bench.spool.feedback == [feedback]
+    assert receipt == Receipt.of(feedback)
 
 
-def test_a_queued_capture_counts_as_available(tmp_path: Path, model: LoadedModel) -> None:
-    """A frame an arm kept is available from the moment it is chosen, and is not captured twice."""
+@pytest.fixture
+def queued(tmp_path: Path, model: LoadedModel) -> Bench:
+    """A bench whose keeper has one frame in its queue."""
     bench = Bench(tmp_path, KEEP_ALL)
     bench.live.replace(model)
     bench.camera.add_frames(1)
     bench.run()
-    assert bench.intake.receive("boot-1", dismiss()).frame_available
-    bench.store(1)
-    assert not bench.keeper.is_queued("boot-1")
-    assert bench.intake.receive("boot-1", dismiss()).frame_available
-    assert len(bench.spool.captures) == 1
+    return bench
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_verdict_waits_for_its_frame(queued: Bench, kept: bool) -> None:
+    """While the frame is queued no verdict about it is stored; then it says whether the frame was kept or dropped."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(queued.intake.receive, "boot-1", dismiss())
+        # Another verdict does not wait.
+        queued.intake.receive("earlier-boot-99", dismiss(feedback_id="other"))
+        assert not answer.done()
+        assert [feedback.feedback_id for feedback in queued.spool.feedback] == ["other"]
+        queued.spool.refuse_captures = not kept
+        queued.store(1)
+        assert answer.result(5).frame_available is kept
+    assert queued.spool.feedback[-1].frame_available is kept
+    assert len(queued.spool.captures) == kept
+
+
+def test_a_verdict_does_not_wait_for_ever(queued: Bench) -> None:
+    """When the frame does not reach the disk in time nothing is stored; the same id works once it has."""
+    hasty = FeedbackIntake(queued.spool, queued.keeper, queued.ring, queued.predictions, max_wait_s=0.01)
+    with pytest.raises(SpoolUnavailableError) as refused:
+        hasty.receive("boot-1", dismiss(feedback_id="f-1"))
+    assert refused.value.retryable
+    assert not queued.spool.feedback
+    queued.store(1)
+    assert hasty.receive("boot-1", dismiss(feedback_id="f-1")).frame_available
+
+
+def test_a_frame_the_queue_had_no_room_for_is_told_at_once(tmp_path: Path, model: LoadedModel) -> None:
+    """A frame dropped as backlog is gone: the verdict travels alone and does not wait."""
+    bench = Bench(tmp_path, KEEP_ALL, max_queued=1)
+    bench.live.replace(model)
+    bench.camera.add_frames(2)
+    bench.run()
+    assert not bench.intake.receive("boot-2", dismiss()).frame_available
+
+
+def test_the_capture_loop_never_waits_for_a_verdict(queued: Bench) -> None:
+    """While a verdict waits for its frame, the next frames are answered and queued."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(queued.intake.receive, "boot-1", dismiss())
+        queued.camera.add_frames(5)
+        queued.run()
+        assert not answer.done()
+        queued.store(6)
+        assert answer.result(5).frame_available
+    assert queued.ledger.snapshot().frames_inferred == 6
+
+
+@pytest.mark.parametrize("spec", [KEEP_ALL, KEEP_NONE])
+def test_a_power_cut_leaves_no_verdict_without_its_frame(
+    tmp_path: Path, model: LoadedModel, spec: CapturePolicySpec
+) -> None:
+    """Whichever system call of a dismissal is the last, the disk holds no verdict that promises a missing frame, and
+    the client's next try with the same id ends in one verdict."""
+    for system_call in count(1):
+        folder = tmp_path / str(system_call)
+        folder.mkdir()
+        bench = Bench(folder, spec)
+        bench.live.replace(model)
+        bench.camera.add_frames(1)
+        bench.run()
+        spool = open_spool(folder, bench.ledger, "boot")
+        bench.keeper._sink = spool
+        intake = FeedbackIntake(spool, bench.keeper, bench.ring, bench.predictions, max_wait_s=0.0)
+        with power_cut_before(system_call) as cut:
+            if spec is KEEP_ALL:
+                with pytest.raises(SpoolUnavailableError):
+                    intake.receive("boot-1", dismiss(feedback_id="f-1"))
+                bench.store(1)
+            intake.receive("boot-1", dismiss(feedback_id="f-1"))
+        again = open_spool(folder, Ledger(), "boot-b")
+        receipt = again.find_receipt("f-1")
+        assert receipt or cut
+        if receipt:
+            assert receipt.frame_available
+            assert again.held_captures == 1
+        after = Bench(folder)
+        second = FeedbackIntake(again, after.keeper, after.ring, after.predictions)
+        assert second.receive("boot-1", dismiss(feedback_id="f-1")).frame_available == (again.held_captures == 1)
+        assert again.snapshot().feedback_spooled == 1
+        if not cut:
+            break
+    assert system_call > 4
+
+
+def open_spool(folder: Path, ledger: Ledger, boot_id: str) -> Spool:
+    return Spool.open(folder / "spool", SpoolLimits(min_free_bytes=0), ledger, device_id="cam-1", boot_id=boot_id)
 
 
 def test_the_same_feedback_id_counts_once(bench: Bench) -> None:
@@ -248,7 +343,7 @@ def test_the_same_feedback_id_counts_once(bench: Bench) -> None:
     bench.run()
     first = bench.intake.receive("boot-1", dismiss(feedback_id="f-1"))
     assert bench.intake.receive("boot-1", dismiss(feedback_id="f-1")) == first
-    assert bench.spool.feedback == [first]
+    assert [Receipt.of(feedback) for feedback in bench.spool.feedback] == [first]
 
 
 def test_feedback_that_is_not_durable_is_an_error_and_may_be_retried(bench: Bench) -> None:

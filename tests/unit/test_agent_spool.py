@@ -145,6 +145,172 @@ def test_a_capture_damaged_between_two_runs_is_set_aside_at_open(tmp_path: Path,
     assert again.snapshot().spooled == 4
 
 
+def flip_header(path: Path) -> None:
+    flip_a_bit(path, at=200)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, flip_header, Path.unlink])
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_the_gap_an_unreadable_batch_leaves_is_filled_by_an_empty_one(
+    tmp_path: Path, damage: Callable[[Path], None], restart: bool, position: int
+) -> None:
+    """Whichever batch of a boot is damaged or gone, and whenever that is noticed, an empty record takes its sequence,
+    and its captures and feedback go with another; the boot's sequence reaches the cloud whole."""
+    spool = open_spool(tmp_path)
+    for number in range(12):
+        put(spool, number)
+    for number in range(3):
+        spool.put_feedback(make_feedback(number))
+    batches = [batch for _ in range(3) if (batch := spool.freeze_batch(NOW))]
+    path = SpoolFolder(tmp_path).batch_path(batches[position])
+    damage(path)
+    if restart and (path.exists() or position == 1):
+        spool = open_spool(tmp_path, boot_id="boot2")
+    for batch in spool.outstanding():
+        spool.load_batch_record(batch)
+    filler = spool.freeze_batch(NOW)
+    assert filler is not None
+    assert (filler.name, filler.captures, filler.feedback) == (batches[position].name, (), ())
+    record = BatchRecord.from_bytes(spool.load_batch_record(filler) or b"")
+    assert (record.boot_id, record.sequence, record.captures, record.feedback) == ("boot1", position + 1, [], [])
+    assert record.counters == spool.snapshot()
+    anew = spool.freeze_batch(NOW)
+    assert anew is not None
+    assert (anew.captures, anew.feedback) == (batches[position].captures, batches[position].feedback)
+    assert spool.freeze_batch(NOW) is None
+    assert spool.quarantined == 1
+    assert sorted(b.sequence for b in spool.unacknowledged() if b.boot_id == "boot1" and b != anew) == [1, 2, 3]
+    counters = spool.snapshot()
+    assert open_spool(tmp_path, boot_id="boot3").snapshot() == counters
+    assert spool.acknowledge({"boot1": 3, anew.boot_id: anew.sequence}) == 4
+    assert spool.snapshot().pending == spool.snapshot().feedback_pending == 0
+
+
+def test_a_gap_is_filled_when_no_more_batches_may_be_frozen(tmp_path: Path) -> None:
+    """With as many batches waiting as allowed, the gap that holds up their acknowledgement is filled all the same."""
+    spool = open_spool(tmp_path, limits=SpoolLimits(min_free_bytes=0, batch_max_age_s=0.0, max_batches=1))
+    put(spool, 1)
+    batch = spool.freeze_batch(NOW)
+    assert batch is not None
+    flip_header(SpoolFolder(tmp_path).batch_path(batch))
+    again = open_spool(tmp_path, limits=SpoolLimits(min_free_bytes=0, batch_max_age_s=0.0, max_batches=0))
+    filler = again.freeze_batch(NOW)
+    assert filler is not None
+    assert filler.name == batch.name
+    assert again.freeze_batch(NOW) is None
+
+
+def test_a_power_cut_while_a_gap_is_filled_leaves_it_filled_or_to_be_filled(tmp_path: Path) -> None:
+    """Whatever system call is the last, the next process knows the batch or the gap, also at a boot's first batch."""
+    for system_call in itertools.count(1):
+        root = tmp_path / str(system_call)
+        spool = open_spool(root)
+        for number in range(8):
+            put(spool, number)
+        first, _ = spool.freeze_batch(NOW), spool.freeze_batch(NOW)
+        assert first is not None
+        flip_header(SpoolFolder(root).batch_path(first))
+        with power_cut_before(system_call) as cut:
+            spool = open_spool(root, boot_id="boot2")
+            spool.freeze_batch(NOW)
+        spool = open_spool(root, boot_id="boot3")
+        while spool.freeze_batch(NOW) is not None:
+            pass
+        assert {1, 2} <= {batch.sequence for batch in spool.unacknowledged() if batch.boot_id == "boot1"}
+        named = [number for batch in spool.unacknowledged() for number in batch.captures]
+        assert sorted(named) == list(range(1, 9))
+        if not cut:
+            break
+
+
+def test_an_uploaded_batch_that_is_damaged_is_not_sent_over_the_good_one(tmp_path: Path) -> None:
+    """The bucket holds the record already: the empty one only keeps the place on the device."""
+    spool = open_spool(tmp_path)
+    put(spool, 1)
+    batch = spool.freeze_batch(NOW)
+    assert batch is not None
+    spool.mark_uploaded(batch)
+    flip_header(SpoolFolder(tmp_path).batch_path(batch))
+    again = open_spool(tmp_path, boot_id="boot2")
+    filler, anew = again.freeze_batch(NOW), again.freeze_batch(NOW)
+    assert anew is not None
+    assert again.outstanding() == [anew]
+    assert again.unacknowledged() == [filler, anew]
+
+
+def test_feedback_is_recognised_after_it_has_left_and_the_agent_has_restarted(tmp_path: Path) -> None:
+    """The receipt of a verdict outlives its file and the process; a verdict that was never kept has none."""
+    spool = open_spool(tmp_path)
+    spool.put_feedback(make_feedback(1))
+    spool.freeze_batch(NOW)
+    spool.acknowledge({"boot1": 1})
+    spool.put_feedback(make_feedback(2))
+    for again in (spool, open_spool(tmp_path, boot_id="boot2")):
+        receipts = [again.find_receipt(f"feedback-{number}") for number in (1, 2, 3)]
+        assert [receipt and receipt.frame_available for receipt in receipts] == [True, True, None]
+
+
+def test_receipts_are_bounded_and_the_newest_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the verdicts that have left only the newest are remembered; those on the device always are."""
+    monkeypatch.setattr("edge_agent.spool_index.REMEMBERED_RECEIPTS", 2)
+    spool = open_spool(tmp_path)
+    for number in range(1, 5):
+        spool.put_feedback(make_feedback(number))
+        spool.freeze_batch(NOW)
+    spool.acknowledge({"boot1": 3})
+    for again in (spool, open_spool(tmp_path, boot_id="boot2")):
+        assert [bool(again.find_receipt(f"feedback-{number}")) for number in (1, 2, 3, 4)] == [False, True, True, True]
+
+
+def test_feedback_lost_on_the_device_may_be_sent_again(tmp_path: Path) -> None:
+    """A verdict whose file is damaged has no receipt any more, so the client's next try is kept."""
+    spool = open_spool(tmp_path)
+    spool.put_feedback(make_feedback(1))
+    flip_a_bit(SpoolFolder(tmp_path).feedback_path(1))
+    assert spool.freeze_batch(NOW) is None
+    assert spool.find_receipt("feedback-1") is None
+
+
+def test_unreadable_receipts_stop_nothing(tmp_path: Path) -> None:
+    """A damaged file of receipts goes to quarantine and the spool opens."""
+    spool = open_spool(tmp_path)
+    spool.put_feedback(make_feedback(1))
+    spool.freeze_batch(NOW)
+    spool.acknowledge({"boot1": 1})
+    flip_a_bit(tmp_path / "receipts")
+    assert open_spool(tmp_path).quarantined == 1
+
+
+@pytest.mark.parametrize("operation", ["feedback", "acknowledge"])
+def test_a_verdict_sent_again_after_a_power_cut_counts_once(operation: str) -> None:
+    """Whichever system call is the last, a retry with the same id leaves the verdict on the device or acknowledged,
+    never both: what the device counts as acknowledged is what the cloud holds."""
+    for system_call in itertools.count(1):
+        with fast_folder() as name:
+            root = Path(name)
+            spool = open_spool(root)
+            put(spool, 1)
+            if operation == "acknowledge":
+                spool.put_feedback(make_feedback(1))
+                spool.freeze_batch(NOW)
+            with power_cut_before(system_call) as cut:
+                if operation == "acknowledge":
+                    spool.acknowledge({"boot1": 1})
+                else:
+                    spool.put_feedback(make_feedback(1))
+            again = open_spool(root, boot_id="boot2")
+            if again.find_receipt("feedback-1") is None:
+                again.put_feedback(make_feedback(1))
+            while again.freeze_batch(NOW) is not None:
+                pass
+            again.acknowledge({"boot1": 1, "boot2": 1})
+            assert again.snapshot().feedback_acknowledged == again.snapshot().feedback_spooled == 1
+            if not cut:
+                break
+    assert system_call > 3
+
+
 def test_a_damaged_batch_is_frozen_anew_and_counts_its_captures_once(tmp_path: Path) -> None:
     """What a damaged batch named waits again, and is not counted as uploaded twice."""
     spool = open_spool(tmp_path)
@@ -156,7 +322,9 @@ def test_a_damaged_batch_is_frozen_anew_and_counts_its_captures_once(tmp_path: P
     flip_a_bit(SpoolFolder(tmp_path).batch_path(batch))
     again = open_spool(tmp_path, boot_id="boot2")
     assert again.load_batch_record(again.unacknowledged()[0]) is None
-    second = again.freeze_batch(NOW)
+    filler, second = again.freeze_batch(NOW), again.freeze_batch(NOW)
+    assert filler is not None
+    assert filler.name == batch.name
     assert second is not None
     assert (second.name, second.captures, second.feedback) == ("boot2-00000001", (1,), (1,))
     again.mark_uploaded(second)
@@ -259,6 +427,7 @@ def test_an_acknowledgement_makes_room_on_a_full_disk(tmp_path: Path, monkeypatc
     spool = open_spool(tmp_path)
     put(spool, 1)
     put(spool, 2)
+    spool.put_feedback(make_feedback(1))
     spool.freeze_batch(NOW)
     first = SpoolFolder(tmp_path).capture_path(1)
     real = os.replace
@@ -271,7 +440,7 @@ def test_an_acknowledgement_makes_room_on_a_full_disk(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "replace", refuse_while_full)
     assert spool.acknowledge({"boot1": 1}) == 1
     monkeypatch.undo()
-    assert spool.snapshot().acknowledged == 2
+    assert (spool.snapshot().acknowledged, spool.snapshot().feedback_acknowledged) == (2, 1)
     assert open_spool(tmp_path).snapshot() == spool.snapshot()
 
 
@@ -373,7 +542,6 @@ OPERATIONS: dict[str, Callable[[Spool], object]] = {
 }
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
 def outcome_of(operation: str, system_call: int) -> tuple[bool, DeviceCounters, DeviceCounters, list[str]]:
     """Cut the power in an operation; return (was cut, counters before, counters and files after a restart)."""
     with fast_folder() as name:

@@ -266,6 +266,31 @@ def test_a_capture_that_vanishes_after_freezing_does_not_block_its_batch(
     assert (counters.evicted, counters.uploaded, counters.acknowledged, counters.pending) == (1, 1, 1, 0)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_damaged_batch_does_not_hold_up_the_acknowledgement_of_later_ones(
+    device: Device, store: FakeBlobStore, tmp_path: Path, restart: bool
+) -> None:
+    """An empty record arrives under the damaged batch's name, and its captures, whole, under another."""
+    store.is_down = True
+    device.put(1, 2, 3, 4)
+    device.turn()
+    store.heal()
+    path = SpoolFolder(tmp_path / "spool").outbox / "boot1-00000001.batch"
+    path.write_bytes(path.read_bytes()[:300] if restart else path.read_bytes()[:-1] + b" ")
+    if restart:
+        device = Device(tmp_path, store, boot_id="boot2")
+    for _ in range(2):
+        device.turn(61.0)
+    records = [BatchRecord.from_bytes(store.blobs[paths.inbox_key(DEVICE, "boot1", n)]) for n in (1, 2)]
+    assert [len(record.captures) for record in records] == [0, 2]
+    another = paths.inbox_key(DEVICE, "boot2", 1) if restart else paths.inbox_key(DEVICE, "boot1", 3)
+    assert [capture.frame_index for capture in BatchRecord.from_bytes(store.blobs[another]).captures] == [1, 2]
+    acknowledge(store, boot1=2 if restart else 3, boot2=1)
+    device.turn()
+    counters = device.spool.snapshot()
+    assert (counters.uploaded, counters.acknowledged, counters.pending) == (4, 4, 0)
+
+
 def test_the_heartbeat_says_what_the_device_knows(device: Device, store: FakeBlobStore) -> None:
     """reported.json carries versions, counters, errors and updates, at most once per interval."""
     device.report.set_release("r7")
