@@ -144,6 +144,8 @@ def _describe_prefect(stack: Stack, folder: Path) -> Service:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # Else the pages look for the API on the default port.
+        "PREFECT_SERVER_UI_API_URL": f"{stack.address(PREFECT)}/api",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_CLI_COLORS": "false",
