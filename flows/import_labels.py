@@ -66,24 +66,29 @@ def _import(wired: Services, path: Path, now: datetime) -> tuple[Sample, Annotat
         get_run_logger().warning("left out %s: %s", path, exc)
         return None
     data = encode_jpeg(image)
-    digest = hashlib.sha256(data).hexdigest()
-    key, sample_id = capture_key(IMPORTED, digest), f"{IMPORTED}-{digest[:32]}"
+    key = capture_key(IMPORTED, hashlib.sha256(data).hexdigest())
     if wired.store.size(key) != len(data):
         wired.store.put(key, data, content_type="image/jpeg")
-    taken_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    sample = Sample(
+    sample = _sample(path, key, data, (image.shape[1], image.shape[0]), now)
+    return sample, _label(sample, path.parent.name, now)
+
+
+def _sample(path: Path, key: str, data: bytes, size: tuple[int, int], now: datetime) -> Sample:
+    digest = hashlib.sha256(data).hexdigest()
+    sample_id = f"{IMPORTED}-{digest[:32]}"
+    return Sample(
         sample_id=sample_id,
         device_id=IMPORTED,
         camera_id=sample_id,  # no camera is known, so each picture is a group of its own
         frame_index=0,
-        captured_at=taken_at,
+        captured_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
         boot_id=IMPORTED,
         batch_sequence=0,
         image_key=key,
         image_sha256=digest,
         image_bytes=len(data),
-        width=image.shape[1],
-        height=image.shape[0],
+        width=size[0],
+        height=size[1],
         release_id=None,
         prediction=None,
         embedding=None,
@@ -94,13 +99,15 @@ def _import(wired: Services, path: Path, now: datetime) -> tuple[Sample, Annotat
         status=SampleStatus.LABELLED,
         ingested_at=now,
     )
-    label = AnnotationRow(
-        annotation_id=f"{IMPORTED}-{digest[:32]}",
-        sample_id=sample_id,
+
+
+def _label(sample: Sample, name: str, now: datetime) -> AnnotationRow:
+    return AnnotationRow(
+        annotation_id=sample.sample_id,
+        sample_id=sample.sample_id,
         annotator=IMPORTED,
-        label={"class": path.parent.name},
+        label={"class": name},
         was_cancelled=False,
         created_at=now,
         updated_at=now,
     )
-    return sample, label

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class AnnotatorsConfig(SimulatorConfig):
     """Pause while the queue is empty or the server is away."""
     answer_s: float = Field(default=0.0, ge=0)
     """Pause after each answer."""
+    people: int = 4
     page_size: int = Field(default=50, ge=1)
     timeout_s: float = Field(default=30.0, gt=0)
     stop_file: Path | None = None
@@ -77,7 +79,7 @@ class WorldTruth:
 
 
 class Annotators:
-    """The people in front of Label Studio, one pair of hands."""
+    """The people in front of Label Studio; each takes the next task of the queue."""
 
     def __init__(self, config: AnnotatorsConfig, client: httpx.Client, truth_of: TruthOf) -> None:
         self._config = config
@@ -88,6 +90,7 @@ class Annotators:
         self._settled: set[int] = set()
         """Answered ones that Label Studio did not count, and those that nobody here can answer."""
         self.given: Counter[str] = Counter()
+        self._counting = threading.Lock()
 
     def turn(self, stopping: threading.Event) -> int:
         """Answer the head of the queue and return how many answers were given.
@@ -96,13 +99,16 @@ class Annotators:
         """
         if self._project_id is None:
             self._project_id = self._find_project()
-        answered = 0
-        for task in self._queue() if self._project_id is not None else ():
-            if stopping.is_set():
-                break
-            answered += self._answer(task)
-            if self._config.answer_s:
-                stopping.wait(self._config.answer_s)
+        queue = self._queue() if self._project_id is not None else ()
+        with ThreadPoolExecutor(self._config.people) as hands:
+            return sum(hands.map(lambda task: self._take(task, stopping), queue))
+
+    def _take(self, task: Mapping[str, Any], stopping: threading.Event) -> bool:
+        if stopping.is_set():
+            return False
+        answered = self._answer(task)
+        if self._config.answer_s:
+            stopping.wait(self._config.answer_s)
         return answered
 
     def _find_project(self) -> int | None:
@@ -143,7 +149,8 @@ class Annotators:
             return False
         answer.raise_for_status()
         self._in_doubt.discard(task_id)
-        self.given["skipped" if choice is None else "answered"] += 1
+        with self._counting:
+            self.given["skipped" if choice is None else "answered"] += 1
         return True
 
     def _is_answered(self, task_id: int) -> bool:

@@ -203,7 +203,7 @@ class DemoRun:
             lambda: set(self._running_releases(wired)) == {newest}, timeout_s=120, what=f"all agents on {newest}"
         )
         self.timeline.note("all_updated", release=newest)
-        time.sleep(self.script.window_s / 3)
+        time.sleep(self.script.window_s / 6)
 
     def _running_releases(self, wired: Services) -> list[str | None]:
         states = [read_reported(wired, camera) for camera in CAMERAS]

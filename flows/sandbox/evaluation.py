@@ -77,9 +77,8 @@ def train_control(
             learned.append(_label(wired, chosen, truth, rng))
     train, validation = (_join(parts[split]) for split in (Split.TRAIN, Split.VALIDATION))
     names = wired.settings.labels.class_names
-    model = train_classifier(
-        train, validation, names, wired.settings.training, seed=wired.settings.round.seed + len(datasets) - 1
-    )
+    recipe = wired.settings.training.model_copy(update={"threads": 2})  # by now nothing else needs the cores
+    model = train_classifier(train, validation, names, recipe, seed=wired.settings.round.seed + len(datasets) - 1)
     with tempfile.TemporaryDirectory() as folder:
         float_path, int8_path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         export_onnx(model, float_path)
