@@ -42,6 +42,9 @@ class SelectionPolicy(BaseModel):
     audit_share: float = Field(
         default=0.3, ge=0, le=1, description="Share of the budget spent on uniformly random captures, kept held out."
     )
+    explore_share: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the active budget drawn at random among the distinct sights."
+    )
     burst_duplicate_cosine: float = Field(
         default=0.9, gt=0, le=1, description="Two captures of one group at least this similar are one sight."
     )

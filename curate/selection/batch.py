@@ -110,7 +110,7 @@ def _pick_active(
     if budget < 1 or not allowed.any():
         return []
     fresh = allowed & (sights.nearest_training < policy.duplicate_cosine)
-    picks = _pick_sights(sights, _representatives(sights, fresh), policy, budget, rng)
+    picks = _pick_both(sights, _representatives(sights, fresh), policy, budget, rng)
     left = allowed.copy()
     left[[pick.row for pick in picks]] = False
     rows = np.flatnonzero(left)
@@ -125,6 +125,25 @@ def _pick_active(
         caveat = "filled in by uncertainty alone, because the distinct sights had run out"
         picks += [ActivePick(int(rows[pick.candidate]), pick.utility, (caveat,)) for pick in order]
     return picks
+
+
+def _pick_both(
+    sights: Sights, representative: IntArray, policy: SelectionPolicy, budget: int, rng: np.random.Generator
+) -> list[ActivePick]:
+    """Pick by the policy's strategy, and a share at random: what a young model is sure of is not what it knows."""
+    explored = round(policy.explore_share * budget)
+    picks = _pick_sights(sights, representative, policy, budget - explored, rng)
+    unpicked = representative.copy()
+    unpicked[sights.cluster[[pick.row for pick in picks]]] = -1
+    chance = _pick_sights(sights, unpicked, policy.model_copy(update={"strategy": "random"}), budget - len(picks), rng)
+    drawn = [ActivePick(pick.row, pick.utility, pick.caveats, explored=True) for pick in chance]
+    return _interleave(picks, drawn)
+
+
+def _interleave(left: Sequence[ActivePick], right: Sequence[ActivePick]) -> list[ActivePick]:
+    """Merge two ranked lists evenly, so that any first part holds both in proportion."""
+    places = [((i + 0.5) / len(part), n, pick) for n, part in enumerate((left, right)) for i, pick in enumerate(part)]
+    return [pick for *_, pick in sorted(places, key=lambda place: place[:2])]
 
 
 def _representatives(sights: Sights, fresh: BoolArray) -> IntArray:
@@ -143,7 +162,7 @@ def _pick_sights(
     askable = np.flatnonzero(representative >= 0)
     devices = [sights.pool.devices[row] for row in representative[askable]]
     askable = askable[trim_evenly(sights.uncertainty[representative[askable]].tolist(), devices, policy.max_candidates)]
-    if not len(askable):
+    if not len(askable) or budget < 1:
         return []
     problem = _problem(sights, representative, askable, policy, rng)
     rows = representative[askable]

@@ -18,6 +18,8 @@ class ActivePick:
     row: int
     utility: float
     caveats: tuple[str, ...] = ()
+    explored: bool = False
+    """Drawn at random among the distinct sights, not by the policy's strategy."""
 
 
 def audit_items(sights: Sights, draws: Sequence[AuditDraw]) -> list[SelectedSample]:
@@ -59,7 +61,8 @@ def _explain(sights: Sights, pick: ActivePick, policy: SelectionPolicy) -> tuple
     """Say in words why a person's minute goes to this row."""
     row, size = pick.row, int(sights.size[sights.cluster[pick.row]])
     nearest = _nearest(sights, row)
-    reasons = [f"{policy.strategy}: {policy.uncertainty.replace('_', ' ')} uncertainty {sights.uncertainty[row]:.2f}"]
+    chosen_by = "explored at random" if pick.explored else policy.strategy
+    reasons = [f"{chosen_by}: {policy.uncertainty.replace('_', ' ')} uncertainty {sights.uncertainty[row]:.2f}"]
     if sights.evidence[row] > 0:
         reasons.append(f"a person's feedback says it is wrong (evidence {sights.evidence[row]:.2f})")
     if size > 1:

@@ -114,7 +114,7 @@ def test_training_labels_cover_and_held_out_labels_do_not() -> None:
     pool = make_pool(12, 1, random_share=0)
     flat = replace(pool, probabilities=np.full((12, 5), 0.2, np.float32))
     near = flat.embeddings[:1] + 0.15
-    policy = SelectionPolicy(audit_share=0)
+    policy = SelectionPolicy(audit_share=0, explore_share=0)
     taught = select_batch(flat, LabelledSet(("k",), near, ("x",)), policy, 12, 0)
     tested = select_batch(flat, LabelledSet(("k",), near, ("x",), np.array([True])), policy, 12, 0)
     untouched = select_batch(flat, empty(), policy, 12, 0)
@@ -240,3 +240,13 @@ def test_a_burst_across_two_groups_is_not_both_audited_and_taught() -> None:
     assert audited
     assert taught
     assert not audited & taught
+
+
+def test_a_share_is_explored_at_random_among_distinct_sights() -> None:
+    """The explored share is drawn whatever the uncertainty, says so, and never repeats a sight."""
+    pool = make_pool(80, random_share=0)
+    items = select_batch(pool, empty(), SelectionPolicy(audit_share=0, explore_share=0.5), 40, 0).items
+    explored = [item for item in items if any("explored at random" in reason for reason in item.reasons)]
+    assert len(explored) == 20
+    assert len({item.cluster for item in items}) == 40
+    assert 8 <= sum(item in explored for item in items[:20]) <= 12
