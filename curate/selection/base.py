@@ -52,7 +52,7 @@ class SelectionPolicy(BaseModel):
         default=0.99, gt=0, le=1, description="Any two captures at least this similar are one sight."
     )
     scene_gap_s: float = Field(
-        default=60.0, ge=0, description="Captures of one camera at most this far apart may show one scene."
+        default=5.0, ge=0, description="Captures of one camera at most this far apart may show one scene."
     )
     scene_cosine: float = Field(
         default=0.6, gt=0, le=1, description="From this similarity on they do, and stay on one side of a split."
