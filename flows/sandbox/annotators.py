@@ -72,10 +72,12 @@ class WorldTruth:
 
     def __init__(self, world: WorldConfig) -> None:
         self._schedules = {camera.camera_id: Schedule(world, camera.camera_id) for camera in world.cameras}
+        self._looking = threading.Lock()
 
     def __call__(self, data: Mapping[str, Any]) -> int:
         """Look it up. Raises KeyError or ValueError for a task that does not come from this world."""
-        return self._schedules[data["camera"]].burst_at(int(data["frame"])).label
+        with self._looking:  # a schedule grows as it is read
+            return self._schedules[data["camera"]].burst_at(int(data["frame"])).label
 
 
 class Annotators:

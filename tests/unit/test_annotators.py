@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -53,3 +54,14 @@ def test_the_truth_is_the_worlds() -> None:
     for stranger in ({}, {"camera": "cam-9", "frame": "1"}, {"camera": "cam-1", "frame": "x"}):
         with pytest.raises((KeyError, ValueError)):
             truth(stranger)
+
+
+def test_many_people_read_one_truth() -> None:
+    """Asked from several threads at once, the truth is what one thread alone reads."""
+    world = WorldConfig()
+    asked = [
+        {"camera": camera.camera_id, "frame": str(frame)} for frame in range(0, 60_000, 97) for camera in world.cameras
+    ]
+    alone, shared = WorldTruth(world), WorldTruth(world)
+    with ThreadPoolExecutor(8) as people:
+        assert list(people.map(shared, asked)) == [alone(each) for each in asked]
