@@ -94,7 +94,10 @@ def worker() -> None:
 def _show_status(root: Path) -> None:
     from flows.sandbox.stack import stack_status  # noqa: PLC0415
 
-    table = Table("service", "state", "address", "process", "log", title=str(root))
+    table = Table("service", "state", title=str(root))
+    table.add_column("address", no_wrap=True)  # it is there to be copied
+    table.add_column("process")
+    table.add_column("log", overflow="fold")
     for each in stack_status(root):
         colour = {"ready": "green", "not ready": "yellow", "stopped": "red"}[each.state]
         pid = str(each.pid) if each.pid else ""
