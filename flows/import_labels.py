@@ -66,15 +66,15 @@ def _import(wired: Services, path: Path, now: datetime) -> tuple[Sample, Annotat
         get_run_logger().warning("left out %s: %s", path, exc)
         return None
     data = encode_jpeg(image)
-    key = capture_key(IMPORTED, hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    key = capture_key(IMPORTED, digest)
     if wired.store.size(key) != len(data):
         wired.store.put(key, data, content_type="image/jpeg")
-    sample = _sample(path, key, data, (image.shape[1], image.shape[0]), now)
+    sample = _sample(path, key, digest, len(data), (image.shape[1], image.shape[0]), now)
     return sample, _label(sample, path.parent.name, now)
 
 
-def _sample(path: Path, key: str, data: bytes, size: tuple[int, int], now: datetime) -> Sample:
-    digest = hashlib.sha256(data).hexdigest()
+def _sample(path: Path, key: str, digest: str, size_bytes: int, size: tuple[int, int], now: datetime) -> Sample:
     sample_id = f"{IMPORTED}-{digest[:32]}"
     return Sample(
         sample_id=sample_id,
@@ -86,7 +86,7 @@ def _sample(path: Path, key: str, data: bytes, size: tuple[int, int], now: datet
         batch_sequence=0,
         image_key=key,
         image_sha256=digest,
-        image_bytes=len(data),
+        image_bytes=size_bytes,
         width=size[0],
         height=size[1],
         release_id=None,

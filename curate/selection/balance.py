@@ -6,10 +6,13 @@ import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from curate.selection.base import IntArray, Utilities
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,9 @@ def trim_evenly(scores: Sequence[float], devices: Sequence[str], limit: int) -> 
         order.append((turn[devices[row]], -float(scores[row]), row))
         turn[devices[row]] += 1
     return np.asarray(sorted(row for *_, row in sorted(order)[:limit]), dtype=np.int64)
+
+
+def interleave(left: Sequence[T], right: Sequence[T]) -> list[T]:
+    """Merge two ranked lists evenly, so that any first part holds both in proportion."""
+    places = [((i + 0.5) / len(part), n, item) for n, part in enumerate((left, right)) for i, item in enumerate(part)]
+    return [item for *_, item in sorted(places, key=lambda place: place[:2])]

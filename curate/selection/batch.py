@@ -8,7 +8,7 @@ import numpy as np
 
 from curate.errors import SelectionError
 from curate.selection.audit import draw_audit
-from curate.selection.balance import Pick, pick_greedily, trim_evenly
+from curate.selection.balance import Pick, interleave, pick_greedily, trim_evenly
 from curate.selection.base import (
     BoolArray,
     CandidatePool,
@@ -137,13 +137,7 @@ def _pick_both(
     unpicked[sights.cluster[[pick.row for pick in picks]]] = -1
     chance = _pick_sights(sights, unpicked, policy.model_copy(update={"strategy": "random"}), budget - len(picks), rng)
     drawn = [ActivePick(pick.row, pick.utility, pick.caveats, explored=True) for pick in chance]
-    return _interleave(picks, drawn)
-
-
-def _interleave(left: Sequence[ActivePick], right: Sequence[ActivePick]) -> list[ActivePick]:
-    """Merge two ranked lists evenly, so that any first part holds both in proportion."""
-    places = [((i + 0.5) / len(part), n, pick) for n, part in enumerate((left, right)) for i, pick in enumerate(part)]
-    return [pick for *_, pick in sorted(places, key=lambda place: place[:2])]
+    return interleave(picks, drawn)
 
 
 def _representatives(sights: Sights, fresh: BoolArray) -> IntArray:

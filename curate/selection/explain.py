@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from curate.selection.audit import AuditDraw
+from curate.selection.balance import interleave
 from curate.selection.base import SampleRole, SelectedSample, SelectionPolicy
 from curate.selection.sights import Sights
 
@@ -23,6 +24,7 @@ class ActivePick:
 
 
 def audit_items(sights: Sights, draws: Sequence[AuditDraw]) -> list[SelectedSample]:
+    """Return the audit share with its inclusion probabilities, not yet ranked."""
     return [
         SelectedSample(
             sample_id=sights.pool.ids[draw.row],
@@ -41,6 +43,7 @@ def audit_items(sights: Sights, draws: Sequence[AuditDraw]) -> list[SelectedSamp
 
 
 def active_items(sights: Sights, picks: Sequence[ActivePick], policy: SelectionPolicy) -> list[SelectedSample]:
+    """Return the active share with the reasons of each pick, not yet ranked."""
     return [
         SelectedSample(
             sample_id=sights.pool.ids[pick.row],
@@ -77,11 +80,7 @@ def _nearest(sights: Sights, row: int) -> float | None:
 
 def ranked(audit: Sequence[SelectedSample], active: Sequence[SelectedSample]) -> tuple[SelectedSample, ...]:
     """Interleave both shares evenly, so that a batch cut short still audits and teaches in proportion."""
-    places = [
-        ((i + 0.5) / len(share), n, item) for n, share in enumerate((audit, active)) for i, item in enumerate(share)
-    ]
-    ordered = [item for *_, item in sorted(places, key=lambda place: place[:2])]
-    return tuple(replace(item, rank=rank) for rank, item in enumerate(ordered, start=1))
+    return tuple(replace(item, rank=rank) for rank, item in enumerate(interleave(audit, active), start=1))
 
 
 def selection_notes(active: Sequence[ActivePick], audited: int, audit_size: int, budget: int) -> tuple[str, ...]:

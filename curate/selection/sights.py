@@ -55,6 +55,7 @@ def find_faults(pool: CandidatePool, labelled_ids: frozenset[str]) -> dict[int, 
 
 
 def read_sights(pool: CandidatePool, labelled: LabelledSet, policy: SelectionPolicy) -> Sights:
+    """Collapse near-duplicates of a pool of sound rows, and rate what is left."""
     unit = unit_rows(pool.embeddings)
     cluster = near_duplicate_clusters(
         unit, pool.groups, policy.duplicate_cosine, group_threshold=policy.burst_duplicate_cosine
