@@ -230,7 +230,7 @@ def test_the_loop_outlives_a_dead_link(device: Device, publisher: Publisher) -> 
     assert not thread.is_alive()
 
 
-def _wait_until(happened: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def _wait_until(happened: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline
