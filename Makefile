@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
+WORLD ?= fashion
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +32,7 @@ install: ## Install Gleaner and Label Studio, each into an environment of its ow
 
 .PHONY: demo
 demo: install ## Start the real services, turn the wheel, print a report, stop what was started
-	@$(BIN)/gleaner demo $(ARGS)
+	@$(BIN)/gleaner demo --world $(WORLD) $(ARGS)
 
 .PHONY: up down status
 up: install ## Start the local stack: S3, Prefect, Label Studio

@@ -18,6 +18,7 @@ from curate.release.gate import GatePolicy
 from curate.release.repository import Expiry
 from curate.selection.base import SelectionPolicy
 from curate.storage.s3 import S3Settings
+from curate.training.detector_recipe import DetectorRecipe
 from curate.training.recipe import TrainingRecipe
 
 CONFIG_VARIABLE = "GLEANER_CONFIG"
@@ -72,6 +73,7 @@ class Settings(BaseSettings):
     selection: SelectionPolicy = SelectionPolicy()
     split: SplitPolicy = SplitPolicy()
     training: TrainingRecipe = TrainingRecipe()
+    detection_training: DetectorRecipe = DetectorRecipe()
     gate: GatePolicy = GatePolicy()
     capture_policy: CapturePolicySpec = CapturePolicySpec()
     expiry: Expiry = Expiry()
@@ -80,6 +82,12 @@ class Settings(BaseSettings):
     def labels(self) -> LabelSpec:
         """What the fleet's model answers, from `labels_file`."""
         return load_label_spec(self.labels_file)
+
+    @property
+    def recipe(self) -> TrainingRecipe | DetectorRecipe:
+        """How models of the labels' kind are trained."""
+        recipes: tuple[TrainingRecipe | DetectorRecipe, ...] = (self.training, self.detection_training)
+        return {recipe.kind: recipe for recipe in recipes}[self.labels.kind]
 
     @classmethod
     def settings_customise_sources(

@@ -20,7 +20,8 @@ from starlette.routing import Route
 
 from curate.contracts.ids import SAFE_NAME
 from curate.errors import AgentError
-from edge_agent.feedback_intake import FeedbackIntake, FeedbackRequest
+from edge_agent.feedback_intake import FeedbackIntake, FeedbackRequest, UnknownBoxError
+from edge_agent.frame_finder import FrameFinder
 from edge_agent.frame_ring import LivePrediction, PredictionLog
 
 log = logging.getLogger(__name__)
@@ -36,22 +37,28 @@ def create_app(
     status: Callable[[], Mapping[str, Any]],
     predictions: PredictionLog,
     intake: FeedbackIntake,
+    frames: FrameFinder,
     host: str,
     max_body_bytes: int,
 ) -> Starlette:
     """Return the ASGI application. `status` gives what `GET /v1/status` answers, as JSON values."""
-    api = _Api(boot_id, status, predictions, intake, max_body_bytes)
+    api = _Api(boot_id, status, predictions, intake, frames, max_body_bytes)
     return Starlette(
         routes=[
             Route("/healthz", api.health),
             Route("/v1/status", api.status),
             Route("/v1/predictions", api.list_predictions),
             Route("/v1/predictions/{prediction_id}", api.get_prediction),
+            Route("/v1/predictions/{prediction_id}/image", api.get_image),
             Route("/v1/predictions/{prediction_id}/feedback", api.post_feedback, methods=["POST"]),
         ],
         # A page in a browser on this machine can reach loopback under a name of its own (DNS rebinding).
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[host, "127.0.0.1", "localhost"])],
-        exception_handlers={HTTPException: _answer_error, AgentError: _answer_unavailable},
+        exception_handlers={
+            HTTPException: _answer_error,
+            UnknownBoxError: _answer_unknown_box,
+            AgentError: _answer_unavailable,
+        },
     )
 
 
@@ -64,12 +71,10 @@ def prediction_document(prediction: LivePrediction) -> dict[str, Any]:
         "frame_index": prediction.frame_index,
         "captured_at": prediction.captured_at.isoformat(),
         "release_id": prediction.release_id,
-        "label": prediction.label,
-        "class_index": prediction.class_index,
-        "probabilities": prediction.probabilities,
-        "scores": prediction.scores,
+        "kind": prediction.spec.kind,
+        "scores": dict(prediction.answer.scores),
         "captured": prediction.decision.arms,
-    }
+    } | prediction.describe()
 
 
 class _Api:
@@ -79,12 +84,14 @@ class _Api:
         status: Callable[[], Mapping[str, Any]],
         predictions: PredictionLog,
         intake: FeedbackIntake,
+        frames: FrameFinder,
         max_body_bytes: int,
     ) -> None:
         self._boot_id = boot_id
         self._status = status
         self._predictions = predictions
         self._intake = intake
+        self._frames = frames
         self._max_body_bytes = max_body_bytes
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes it
@@ -116,6 +123,15 @@ class _Api:
         if prediction is None:
             raise HTTPException(404, "this prediction is unknown, or older than what the agent remembers")
         return JSONResponse(prediction_document(prediction))
+
+    def get_image(self, request: Request) -> Response:
+        """Answer the frame as it is held: what the person who taps should see."""
+        found = self._frames.find(_prediction_id(request))
+        if found is None:
+            raise HTTPException(404, "no frame is held for this prediction: it was not kept, or it has left the device")
+        # A page from elsewhere shall not embed what the camera sees.
+        headers = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-site"}
+        return Response(found.encoded, media_type=found.media_type, headers=headers)
 
     async def post_feedback(self, request: Request) -> Response:
         prediction_id = _prediction_id(request)
@@ -153,6 +169,10 @@ async def _answer_unavailable(request: Request, exc: Exception) -> Response:  # 
     known = _narrow(exc, AgentError)
     log.warning("feedback was not stored", extra={"error": str(known)})
     return JSONResponse({"error": str(known), "hint": known.hint}, status_code=503, headers={"Retry-After": "10"})
+
+
+async def _answer_unknown_box(request: Request, exc: Exception) -> Response:  # noqa: ARG001 - Starlette passes it
+    return JSONResponse({"error": str(_narrow(exc, UnknownBoxError))}, status_code=422)
 
 
 def _narrow(exc: Exception, kind: type[_E]) -> _E:

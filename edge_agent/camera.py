@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from curate.errors import AgentError
-from edge_agent.config import CameraConfig
+from edge_agent.config import FolderCameraConfig
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class Frame:
     monotonic_s: float
     """This process's monotonic clock when the frame was read."""
     encoded: bytes
-    """The camera's own encoding (PNG or JPEG): decodes to `image` again, and says what uploading it would cost."""
+    """PNG or JPEG: the camera's own encoding where it has one. Decodes to `image` again, for a video nearly so, and
+    says what uploading it would cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,12 @@ class Camera(Protocol):
     def poll(self) -> Frame | Skipped | None:
         """Return the next event in order, or None when there is none now."""
 
+    def close(self) -> None:
+        """Let go of what it holds; there is nothing to poll afterwards."""
 
-def open_camera(config: CameraConfig) -> Camera:
-    """Build the camera that the configuration names."""
+
+def open_folder(config: FolderCameraConfig) -> Camera:
+    """Build the camera that plays or follows the folder."""
     return FollowedFolder(config) if config.follow else LoopedFolder(config)
 
 
@@ -119,7 +123,7 @@ class FollowedFolder:
     known files are read and its modification time says that something changed.
     """
 
-    def __init__(self, config: CameraConfig, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: FolderCameraConfig, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._monotonic = monotonic
         self._waiting: deque[tuple[int, str]] = deque()
@@ -149,6 +153,9 @@ class FollowedFolder:
         except (UndecodableError, OSError) as exc:
             log.warning("frame cannot be read", extra={"file": name, "error": str(exc)})
             return Skipped(SkipReason.UNDECODABLE, 1)
+
+    def close(self) -> None:
+        """Hold nothing."""
 
     def _list_new(self) -> int:
         """Queue the unread files; return how many frames were passed over."""
@@ -200,7 +207,7 @@ class LoopedFolder:
 
     def __init__(
         self,
-        config: CameraConfig,
+        config: FolderCameraConfig,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -234,6 +241,9 @@ class LoopedFolder:
             log.warning("frame cannot be read", extra={"file": path.name, "error": str(exc)})
             return Skipped(SkipReason.UNDECODABLE, 1)
 
+    def close(self) -> None:
+        """Hold nothing."""
+
     def _load_pictures(self) -> bool:
         if not self._pictures and self._config.path.is_dir():
             self._pictures = sorted(p for p in self._config.path.iterdir() if p.suffix.lower() in SUFFIXES)
@@ -241,7 +251,7 @@ class LoopedFolder:
 
 
 def _read_frame(
-    config: CameraConfig, index: int, path: Path, monotonic_s: float, captured_at: datetime | None = None
+    config: FolderCameraConfig, index: int, path: Path, monotonic_s: float, captured_at: datetime | None = None
 ) -> Frame:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())

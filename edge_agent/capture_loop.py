@@ -6,22 +6,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final
 
+from curate.answers.base import Answer, AnswerReader, BadOutputError
 from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.telemetry import UpdateEvent
 from curate.errors import SelfCheckError
 from edge_agent.camera import Camera, Frame, Skipped, SkipReason
 from edge_agent.capture_policy import CapturePolicy, verify_policy
 from edge_agent.frame_ring import FrameRing, HeldFrame, LivePrediction, PredictionLog
-from edge_agent.inference import Inference, LiveModel, LoadedModel
+from edge_agent.inference import LiveModel, LoadedModel
 from edge_agent.keeper import Keeper
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.report import DeviceReport
-from edge_agent.scoring import BadOutputError, evaluate_scores, pack_embedding, verify_embedding
 from edge_agent.swap_meter import Swap, SwapMeter
 
 log = logging.getLogger(__name__)
+
+MAX_GAP_FRAMES: Final = 5
+"""After a longer gap a reader starts anew: what moved or went in between cannot be told."""
 
 
 class CaptureLoop:
@@ -58,6 +63,10 @@ class CaptureLoop:
         self._meter = SwapMeter()
         self._next_policy = policy.spec
         self._count = 0
+        self._reader: AnswerReader | None = None
+        self._read_model: LoadedModel | None = None
+        self._last_index = 0
+        self._replaced_score: tuple[str, str] | None = None
 
     def replace_policy(self, spec: CapturePolicySpec) -> None:
         """Follow another capture policy from the next frame on.
@@ -86,16 +95,14 @@ class CaptureLoop:
             self._skip(SkipReason.NO_MODEL)
             return True
         try:
-            answer = model.infer(event.image)
-            scores = evaluate_scores(answer.probabilities)
-            verify_embedding(answer.embedding)
+            answer = self._read(event, model)
         except (SelfCheckError, BadOutputError) as exc:
             self._skip(SkipReason.BAD_OUTPUT)
             self._report.count_error(type(exc).__name__)
             return True
         self._ledger.frame_inferred(len(event.encoded))
         self._note_answer(model)
-        self._remember(event, model, answer, scores)
+        self._remember(event, model, answer)
         return True
 
     def run(self, stop: threading.Event) -> None:
@@ -114,6 +121,15 @@ class CaptureLoop:
         self._ledger.add(Totals(frames_skipped={reason.value: count}))
         self._meter.note_skipped(count)
 
+    def _read(self, frame: Frame, model: LoadedModel) -> Answer:
+        """Answer the frame. A reader belongs to one model and one stretch of the stream."""
+        gap = frame.index - self._last_index
+        self._last_index = frame.index
+        if self._reader is None or model is not self._read_model or not 0 < gap <= MAX_GAP_FRAMES:
+            self._reader, self._read_model = model.kind.reader(model.spec), model
+        height, width = frame.image.shape[:2]
+        return self._reader.read(model.infer(frame.image).outputs, int(height), int(width))
+
     def _note_answer(self, model: LoadedModel) -> None:
         swap = self._meter.note_answer(model.release_id, self._monotonic())
         if swap is not None:
@@ -121,13 +137,12 @@ class CaptureLoop:
             self._report.record_update(_swap_event(swap, self._wall_clock()))
             log.info("model swapped", extra={"release_id": model.release_id, "swap_gap_ms": round(swap.gap_ms, 3)})
 
-    def _remember(self, frame: Frame, model: LoadedModel, answer: Inference, scores: dict[str, float]) -> None:
+    def _remember(self, frame: Frame, model: LoadedModel, answer: Answer) -> None:
         """Let the arms decide, then keep the frame or hold it, and tell the pollers last."""
         if self._next_policy is not self._policy.spec:
             self._policy.replace_spec(self._next_policy)
-        decision = self._policy.decide(scores)
+        decision = self._policy.decide(answer.scores, self._choose_score(answer, model))
         self._count += 1
-        class_index = int(answer.probabilities.argmax())
         prediction = LivePrediction(
             cursor=self._count,
             prediction_id=f"{self._boot_id}-{self._count}",
@@ -136,18 +151,33 @@ class CaptureLoop:
             captured_at=frame.captured_at,
             monotonic_s=frame.monotonic_s,
             release_id=model.release_id,
-            class_index=class_index,
-            label=model.spec.class_names[class_index],
-            probabilities=tuple(min(1.0, round(p, 6)) for p in answer.probabilities.tolist()),
-            scores=scores,
+            spec=model.spec,
+            answer=answer,
             decision=decision,
         )
-        held = HeldFrame(prediction, pack_embedding(answer.embedding), frame.encoded)
+        held = HeldFrame(prediction, frame.encoded)
         if not decision.kept:
             self._ring.put(held)
         elif not self._keeper.offer(held, decision):
             log.warning("capture dropped: the disk does not keep up")
-        self._predictions.append(prediction)
+        self._predictions.append(replace(prediction, answer=answer.without_embeddings()))
+
+    def _choose_score(self, answer: Answer, model: LoadedModel) -> str:
+        """Return the score the policy asks for, or the kind's own when its answers have none of that name."""
+        wanted = self._policy.spec.uncertainty_score
+        if wanted in answer.scores:
+            return wanted
+        default = model.kind.default_score
+        if (told := (wanted, model.release_id)) != self._replaced_score:
+            self._replaced_score = told
+            detail = f"answers of release {model.release_id} have no {wanted}; {default} decides instead"
+            log.warning("the policy's uncertainty score is replaced", extra={"detail": detail})
+            self._report.record_update(_replaced_event(model.release_id, detail, self._wall_clock()))
+        return default
+
+
+def _replaced_event(release_id: str, detail: str, now: datetime) -> UpdateEvent:
+    return UpdateEvent(at=now, outcome="score_replaced", release_id=release_id, detail=detail)
 
 
 def _swap_event(swap: Swap, now: datetime) -> UpdateEvent:

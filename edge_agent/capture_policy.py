@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 
+from curate.answers.registry import SCORE_NAMES
 from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.capture import Arm, ArmOutcome
 from curate.errors import AgentError
-from edge_agent.scoring import SCORE_NAMES
 
 WINDOW_FRAMES: Final = 512
 """How many recent scores the threshold is a quantile of."""
@@ -65,10 +65,10 @@ def decide_dismissed(decision: CaptureDecision, reason: str) -> CaptureDecision:
 
 
 def verify_policy(spec: CapturePolicySpec) -> None:
-    """Accept a policy this agent can follow.
+    """Accept a policy this agent can follow, with this kind of model or another.
 
     Raises:
-        PolicyRefusedError: it asks for a score this agent does not compute.
+        PolicyRefusedError: it asks for a score that no kind of model has.
     """
     if spec.uncertainty_score not in SCORE_NAMES:
         raise PolicyRefusedError(
@@ -153,10 +153,11 @@ class CapturePolicy:
         """Tell the arms that another model answers from now on."""
         self._uncertain.forget_scores()
 
-    def decide(self, scores: Mapping[str, float]) -> CaptureDecision:
-        """Decide one frame, in stream order, from its scores."""
+    def decide(self, scores: Mapping[str, float], score_name: str | None = None) -> CaptureDecision:
+        """Decide one frame, in stream order, from its scores; `score_name` stands in for the policy's own."""
         spec = self._spec
-        score = scores[spec.uncertainty_score]
+        name = score_name or spec.uncertainty_score
+        score = scores[name]
         random_kept = bool(self._rng.random() < spec.random_probability)
         uncertain_kept = self._uncertain.decide(score)
         reasons: list[str] = []
@@ -164,7 +165,7 @@ class CapturePolicy:
             reasons.append(f"random: drawn with probability {spec.random_probability:g}")
         if uncertain_kept:
             reasons.append(
-                f"uncertain: {spec.uncertainty_score} {score:.3f} is among the top of recent frames "
+                f"uncertain: {name} {score:.3f} is among the top of recent frames "
                 f"(budget {spec.uncertain_budget_fraction:.1%})"
             )
         outcomes = (

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from curate.errors import AgentError, ConfigError, Error
 from edge_agent.bucket import describe_access, open_store
+from edge_agent.cameras import describe_camera
 from edge_agent.config import AgentConfig, load_config
 from edge_agent.logs import configure_logging
 from edge_agent.service import agent_version, run_service
@@ -157,11 +158,7 @@ def _check(config: AgentConfig) -> int:
 
 
 def _look_at_camera(config: AgentConfig) -> str:
-    if not config.camera.path.is_dir():
-        raise ConfigError(
-            f"{config.camera.path} is not a folder", hint="The program that writes the frames creates it; start it."
-        )
-    return f"{config.camera.path} is there"
+    return describe_camera(config.camera)
 
 
 def _look_at_trust(config: AgentConfig) -> str:

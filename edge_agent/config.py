@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     StringConstraints,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from curate.answers.registry import SCORE_NAMES
 from curate.contracts.assignment import CapturePolicySpec
 from curate.errors import ConfigError
-from edge_agent.scoring import SCORE_NAMES
 
 _MIB = 1024 * 1024
 _MAX_CONFIG_BYTES = _MIB
@@ -43,8 +47,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class CameraConfig(_Section):
-    """Where frames come from: a folder that another program fills, or a folder of pictures to loop over."""
+class FolderCameraConfig(_Section):
+    """Frames from a folder that another program fills, or a folder of pictures to loop over."""
 
     camera_id: ShortName
     kind: Literal["folder"] = "folder"
@@ -55,6 +59,73 @@ class CameraConfig(_Section):
     max_lag_frames: int = Field(default=100, ge=1)
     max_image_pixels: int = Field(default=25_000_000, ge=1)
     max_file_bytes: int = Field(default=32 * _MIB, ge=1)
+
+
+_ADDRESS = re.compile(r"(rtsps?|https?|rtmps?|udp|tcp)://.+", re.IGNORECASE)
+_FROM_ENVIRONMENT = "env:"
+
+
+class VideoCameraConfig(_Section):
+    """Frames from a video file, or from a live address (RTSP, HTTP)."""
+
+    camera_id: ShortName
+    kind: Literal["video"]
+    source: str = Field(min_length=1)
+    fps: float | None = Field(default=None, gt=0.0, le=240.0)
+    loop: bool = False
+    poll_interval_s: float = Field(default=0.02, ge=0.001, le=10.0)
+    max_lag_frames: int = Field(default=100, ge=1)
+    max_queued_frames: int = Field(default=4, ge=1, le=1000)
+    timeout_s: float = Field(default=10.0, gt=0.0, le=600.0)
+    max_reconnect_s: float = Field(default=30.0, gt=0.0)
+    max_image_pixels: int = Field(default=25_000_000, ge=1)
+    jpeg_quality: int = Field(default=90, ge=50, le=100)
+
+    @field_validator("source")
+    @classmethod
+    def _anchor_file(cls, value: str, info: ValidationInfo) -> str:
+        if value.startswith(_FROM_ENVIRONMENT) or _ADDRESS.fullmatch(value):
+            return value
+        return str(_anchor(Path(value), info))
+
+    @property
+    def address(self) -> str:
+        """The file or address itself. It may hold a password: log `public_source` instead.
+
+        Raises:
+            ConfigError: it stands in an environment variable that is not set.
+        """
+        if not self.source.startswith(_FROM_ENVIRONMENT):
+            return self.source
+        name = self.source.removeprefix(_FROM_ENVIRONMENT)
+        value = os.environ.get(name)
+        if not value:
+            raise ConfigError(
+                f"camera.source names the environment variable {name}, which is not set",
+                hint="Set it where the agent is started, for example in systemd's EnvironmentFile.",
+            )
+        return value
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the source is an address and not a file."""
+        return _ADDRESS.fullmatch(self.address) is not None
+
+    @property
+    def public_source(self) -> str:
+        """The source without user name and password, for logs and messages."""
+        return re.sub(r"://[^/]*@", "://", self.source)
+
+
+def _camera_kind(value: Any) -> str:
+    """Return the kind of a camera section; one without `kind` is a folder."""
+    return str(value.get("kind", "folder") if isinstance(value, dict) else getattr(value, "kind", "folder"))
+
+
+CameraConfig: TypeAlias = Annotated[
+    Annotated[FolderCameraConfig, Tag("folder")] | Annotated[VideoCameraConfig, Tag("video")],
+    Discriminator(_camera_kind),
+]
 
 
 class BucketConfig(_Section):
@@ -214,8 +285,12 @@ def load_config(path: Path) -> AgentConfig:
 
 
 def _explain(path: Path, error: ValidationError) -> str:
-    lines = [
-        f"  {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-        for problem in error.errors(include_url=False, include_input=False)
-    ]
+    problems = error.errors(include_url=False, include_input=False)
+    lines = [f"  {_place(problem['loc'])}: {problem['msg']}" for problem in problems]
     return f"{path}: {len(lines)} wrong setting(s)\n" + "\n".join(lines)
+
+
+def _place(parts: tuple[int | str, ...]) -> str:
+    """Return where in the file a setting stands; the camera's kind, which pydantic puts in, is no part of that."""
+    shown = parts[:1] + parts[2:] if parts[:1] == ("camera",) else parts
+    return ".".join(str(part) for part in shown)

@@ -6,20 +6,31 @@ import threading
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from curate.contracts.feedback import Feedback, FeedbackReason, Verdict
+from curate.contracts.feedback import Feedback, FeedbackReason, MarkedBox, Verdict
 from curate.contracts.ids import SafeName
+from curate.errors import AgentError
 from edge_agent.capture_policy import decide_dismissed
 from edge_agent.errors import SpoolUnavailableError
-from edge_agent.frame_ring import FrameRing, HeldFrame, PredictionLog
+from edge_agent.frame_ring import FrameRing, HeldFrame, LivePrediction, PredictionLog
 from edge_agent.keeper import Keeper
 from edge_agent.spool_files import Receipt
 
 MAX_WAIT_S: Final = 3.0
 """How long a verdict waits for its frame to reach the disk. Shorter than the patience of common HTTP clients."""
+
+
+class UnknownBoxError(AgentError):
+    """The verdict is about a box that its prediction does not have."""
+
+
+class DrawnBox(MarkedBox):
+    """A box in a request: on the wire unknown fields are tolerated, here they are mistakes."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class FeedbackRequest(BaseModel):
@@ -32,8 +43,17 @@ class FeedbackRequest(BaseModel):
     label: str | None = Field(default=None, min_length=1, max_length=256)
     user: str | None = Field(default=None, max_length=128)
     box_id: SafeName | None = None
+    """The box that the verdict is about; without it, it is about the frame as a whole."""
+    box: DrawnBox | None = None
+    """With `corrected` and `label`: an object that the prediction missed, in pixels of the frame."""
     feedback_id: SafeName | None = None
     """The client's own id, unique in the fleet (a UUID): sending again with it counts once, also after a restart."""
+
+    @model_validator(mode="after")
+    def _box_is_explained(self) -> Self:
+        if self.box is not None and (self.verdict is not Verdict.CORRECTED or not self.label or self.box_id):
+            raise ValueError("`box` is an object that was missed: it needs `corrected` and `label`, and no `box_id`")
+        return self
 
 
 class FeedbackSink(Protocol):
@@ -84,6 +104,7 @@ class FeedbackIntake:
         Repeating a `feedback_id` returns what was answered then.
 
         Raises:
+            UnknownBoxError: the prediction is still known and has no box of that id.
             AgentError: the spool cannot store it, or its frame, now.
         """
         feedback_id = request.feedback_id or uuid.uuid4().hex
@@ -95,8 +116,9 @@ class FeedbackIntake:
         with self._lock:
             if (receipt := self._sink.find_receipt(feedback_id)) is not None:
                 return receipt
-            available = self._secure_frame(prediction_id, request)
             prediction = self._predictions.get(prediction_id)
+            _verify_box(prediction, request.box_id)
+            available = self._secure_frame(prediction_id, request)
             feedback = Feedback(
                 **request.model_dump(exclude={"feedback_id"}),
                 feedback_id=feedback_id,
@@ -122,3 +144,8 @@ class FeedbackIntake:
         if kept:
             self._predictions.update_decision(frame.prediction.prediction_id, decision)
         return kept
+
+
+def _verify_box(prediction: LivePrediction | None, box_id: str | None) -> None:
+    if prediction is not None and box_id is not None and box_id not in prediction.answer.box_ids:
+        raise UnknownBoxError(f"prediction {prediction.prediction_id} has no box {box_id}")

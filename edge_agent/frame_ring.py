@@ -1,8 +1,9 @@
 """What the agent remembers of recent frames: small records for pollers, and frames that can still be captured.
 
-Frames are held in the camera's own encoding. That costs nothing to make, is several times smaller than pixels
-(32x32: about 1 kB against 3 kB; 1080p: 0.4 MB against 6 MB), and the JPEG of a capture is made only for the few that
-are kept. Everything here is lost at a restart; feedback then travels without its frame.
+Frames are held encoded, several times smaller than pixels (32x32: about 1 kB against 3 kB; 1080p: 0.4 MB against 6 MB);
+the JPEG of a capture is made only for the few that are kept. Answers are held as the reader gave them: boxes take a
+fraction of the memory of their wire document, and most are never asked for. Everything here is lost at a restart;
+feedback then travels without its frame.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
+from curate.answers.base import Answer
+from curate.answers.registry import ANSWERS
+from curate.contracts.prediction import Prediction
+from curate.contracts.release import ModelSpec
 from edge_agent.capture_policy import CaptureDecision
 
 _ENTRY_OVERHEAD_BYTES: Final = 2048
@@ -32,11 +37,17 @@ class LivePrediction:
     captured_at: datetime
     monotonic_s: float
     release_id: str
-    class_index: int
-    label: str
-    probabilities: tuple[float, ...]
-    scores: dict[str, float]
+    spec: ModelSpec
+    answer: Answer
     decision: CaptureDecision
+
+    def to_prediction(self) -> Prediction:
+        """Return the wire form."""
+        return self.answer.to_prediction(self.prediction_id, self.release_id)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the API tells of the answer, as JSON values."""
+        return ANSWERS[self.spec.kind].describe(self.to_prediction(), self.spec.class_names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +55,13 @@ class HeldFrame:
     """A frame that can still become a capture."""
 
     prediction: LivePrediction
-    embedding: bytes
-    """Little-endian float16."""
     encoded: bytes
-    """The camera's own encoding, PNG or JPEG."""
+    """PNG or JPEG; see `Frame.encoded`."""
 
     @property
     def size_bytes(self) -> int:
         """Memory it takes, roughly."""
-        return len(self.encoded) + len(self.embedding) + _ENTRY_OVERHEAD_BYTES
+        return len(self.encoded) + self.prediction.answer.size_bytes + _ENTRY_OVERHEAD_BYTES
 
 
 class FrameRing:
@@ -80,6 +89,11 @@ class FrameRing:
             if frame is not None:
                 self._used_bytes -= frame.size_bytes
             return frame
+
+    def find(self, prediction_id: str) -> HeldFrame | None:
+        """Return the frame and go on holding it; None when it is not held."""
+        with self._lock:
+            return self._frames.get(prediction_id)
 
     @property
     def used_bytes(self) -> int:

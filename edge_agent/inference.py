@@ -1,5 +1,6 @@
 """The model on this device: loading with suspicion, answering one frame, and being replaced between two frames.
 
+What the answer means is the business of `curate.answers`; here it is named arrays.
 The one home of ONNX Runtime in the agent.
 """
 
@@ -12,17 +13,17 @@ from typing import Final
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 from PIL import Image
 
+from curate.answers.base import AnswerKind, BadOutputError, Floats
+from curate.answers.registry import ANSWERS
 from curate.contracts.release import ModelSpec, ReleaseManifest
 from curate.errors import SelfCheckError
 from edge_agent.camera import Pixels
 from edge_agent.onnx_scan import verify_self_contained
 
 INPUT: Final = "images"
-OUTPUTS: Final = ("probabilities", "embedding")
 MAX_MODEL_BYTES: Final = 512 * 1024 * 1024
 
 # ONNX Runtime's native errors (Fail, InvalidGraph, …) have no base of their own short of Exception.
@@ -32,24 +33,31 @@ _ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
     TypeError,
     *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
+# An answer without a batch axis, or to no frame at all, has no row for the frame.
+_RUN_ERRORS: Final[tuple[type[Exception], ...]] = (*_ORT_ERRORS, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """The model's raw answer to one frame."""
+    """The model's raw answer to one frame; not yet checked to be one."""
 
-    probabilities: NDArray[np.float32]
-    """[K]; not yet checked to be a distribution."""
-    embedding: NDArray[np.float32]
-    """[D]."""
+    outputs: dict[str, Floats]
+    """By output name, without the batch axis."""
 
 
 class LoadedModel:
     """One release, ready to answer. Safe to call from several threads."""
 
     def __init__(self, session: ort.InferenceSession, manifest: ReleaseManifest) -> None:
+        """Use `load_model`.
+
+        Raises:
+            SelfCheckError: this agent cannot read answers of the model's kind.
+        """
         self._session = session
         self.manifest = manifest
+        self.kind = find_kind(manifest.model)
+        """How its answers are read."""
 
     @property
     def release_id(self) -> str:
@@ -74,10 +82,10 @@ class LoadedModel:
         """
         batch = fit_image(image, height=self.spec.height, width=self.spec.width)[np.newaxis]
         try:
-            probabilities, embedding = self._session.run(OUTPUTS, {INPUT: batch})
-        except _ORT_ERRORS as exc:
+            arrays = self._session.run(self.kind.output_names, {INPUT: batch})
+            return Inference({name: array[0] for name, array in zip(self.kind.output_names, arrays, strict=True)})
+        except _RUN_ERRORS as exc:
             raise SelfCheckError(f"release {self.release_id} failed on a frame: {exc}") from exc
-        return Inference(probabilities[0], embedding[0])
 
 
 class LiveModel:
@@ -96,6 +104,18 @@ class LiveModel:
         """Let this model answer from the next frame on."""
         with self._lock:
             self._model = model
+
+
+def find_kind(spec: ModelSpec) -> AnswerKind:
+    """Return how answers of the model's kind are read.
+
+    Raises:
+        SelfCheckError: this agent does not know the kind.
+    """
+    kind = ANSWERS.get(spec.kind)
+    if kind is None:
+        raise SelfCheckError(f"this agent reads answers of the kinds {', '.join(ANSWERS)}, not {spec.kind}")
+    return kind
 
 
 def fit_image(image: Pixels, *, height: int, width: int) -> Pixels:
@@ -125,8 +145,8 @@ def load_model(path: Path, manifest: ReleaseManifest, *, threads: int = 1) -> Lo
         session = ort.InferenceSession(raw, _session_options(threads), providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as exc:
         raise SelfCheckError(f"release {manifest.release_id} does not load: {exc}") from exc
-    _verify_signature(session, manifest.model)
     model = LoadedModel(session, manifest)
+    _verify_signature(session, manifest.model, model.kind)
     _verify_answer(model)
     return model
 
@@ -142,9 +162,7 @@ def _session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _verify_signature(session: ort.InferenceSession, spec: ModelSpec) -> None:
-    if spec.kind != "classification":
-        raise SelfCheckError(f"this agent runs classification models, not {spec.kind}")
+def _verify_signature(session: ort.InferenceSession, spec: ModelSpec, kind: AnswerKind) -> None:
     if spec.channels != 3:
         raise SelfCheckError(f"this agent feeds 3 channels, the model takes {spec.channels}")
     inputs = {item.name: item for item in session.get_inputs()}
@@ -155,7 +173,7 @@ def _verify_signature(session: ort.InferenceSession, spec: ModelSpec) -> None:
     if len(shape) != 4 or any(isinstance(n, int) and n != want for n, want in zip(shape[1:], expected, strict=True)):
         raise SelfCheckError(f"the model takes {shape}, its manifest says [N, {spec.height}, {spec.width}, 3]")
     outputs = {item.name: item for item in session.get_outputs()}
-    for name in OUTPUTS:
+    for name in kind.output_names:
         if name not in outputs or outputs[name].type != "tensor(float)":
             raise SelfCheckError(f"the model must give a float32 output {name!r}, it gives {_describe(outputs)}")
 
@@ -163,10 +181,10 @@ def _verify_signature(session: ort.InferenceSession, spec: ModelSpec) -> None:
 def _verify_answer(model: LoadedModel) -> None:
     spec = model.spec
     answer = model.infer(np.zeros((spec.height, spec.width, 3), np.uint8))
-    shapes = (answer.probabilities.shape, answer.embedding.shape)
-    expected = ((len(spec.class_names),), (spec.embedding_dim,))
-    if shapes != expected:
-        raise SelfCheckError(f"the model answers with shapes {shapes}, its manifest says {expected}")
+    try:
+        model.kind.verify_outputs(answer.outputs, spec)
+    except BadOutputError as exc:
+        raise SelfCheckError(f"the model's answer to a black frame is none: {exc}") from exc
 
 
 def _describe(items: dict[str, ort.NodeArg]) -> str:

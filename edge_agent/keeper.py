@@ -6,11 +6,10 @@ import hashlib
 import logging
 import queue
 import threading
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from curate.contracts.capture import CaptureRecord, ImageRef
-from curate.contracts.embedding import Embedding
-from curate.contracts.prediction import ClassificationPrediction
 from edge_agent.camera import UndecodableError, decode_image, encode_jpeg
 from edge_agent.capture_policy import CaptureDecision
 from edge_agent.frame_ring import HeldFrame
@@ -29,6 +28,12 @@ class CaptureSink(Protocol):
 
     def put(self, draft: CaptureRecord, jpeg: bytes) -> bool:
         """Store one capture and count it; False when it was dropped, and counted as that."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    frame: HeldFrame
+    settled: threading.Event
 
 
 class Keeper:
@@ -59,13 +64,13 @@ class Keeper:
         self._jpeg_quality = jpeg_quality
         self._max_pixels = max_pixels
         self._queue: queue.Queue[tuple[HeldFrame, CaptureDecision]] = queue.Queue(max_queued)
-        self._unsettled: dict[str, threading.Event] = {}
+        self._unsettled: dict[str, _Queued] = {}
 
     def offer(self, frame: HeldFrame, decision: CaptureDecision) -> bool:
         """Queue a frame without waiting; False when the queue is full and the frame was dropped."""
         prediction_id = frame.prediction.prediction_id
         # Dict operations are atomic: the capture loop never waits for somebody who waits for its frame.
-        self._unsettled[prediction_id] = threading.Event()
+        self._unsettled[prediction_id] = _Queued(frame, threading.Event())
         try:
             self._queue.put_nowait((frame, decision))
         except queue.Full:
@@ -107,11 +112,16 @@ class Keeper:
 
         False when it still is after `timeout_s`. True at once for a frame that was never offered.
         """
-        unsettled = self._unsettled.get(prediction_id)
-        return unsettled is None or unsettled.wait(timeout_s)
+        queued = self._unsettled.get(prediction_id)
+        return queued is None or queued.settled.wait(timeout_s)
+
+    def find(self, prediction_id: str) -> HeldFrame | None:
+        """Return a frame that is on its way to the disk."""
+        queued = self._unsettled.get(prediction_id)
+        return queued.frame if queued else None
 
     def _settle(self, prediction_id: str) -> None:
-        self._unsettled.pop(prediction_id).set()
+        self._unsettled.pop(prediction_id).settled.set()
 
     def run(self, stop: threading.Event) -> None:
         """Store queued frames until told to stop and the queue is empty."""
@@ -136,13 +146,7 @@ def draft_capture(
         boot_id=boot_id,
         monotonic_s=prediction.monotonic_s,
         image=image,
-        prediction=ClassificationPrediction(
-            prediction_id=prediction.prediction_id,
-            release_id=prediction.release_id,
-            scores=prediction.scores,
-            embedding=Embedding.from_raw(frame.embedding),
-            probabilities=list(prediction.probabilities),
-        ),
+        prediction=prediction.to_prediction(),
         arms=list(decision.outcomes),
         inclusion_probability=decision.inclusion_probability,
         reasons=list(decision.reasons),

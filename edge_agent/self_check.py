@@ -14,11 +14,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.answers.base import BadOutputError, Floats
 from curate.contracts.release import ModelSpec
 from curate.errors import SelfCheckError
-from edge_agent.inference import Inference, LoadedModel
+from edge_agent.inference import LoadedModel, find_kind
 
-_ARRAYS: Final = ("images", "probabilities", "embedding", "tolerance")
+_IMAGES: Final = "images"
+_TOLERANCE: Final = "tolerance"
 
 
 @dataclass(frozen=True)
@@ -27,27 +29,30 @@ class Golden:
 
     images: NDArray[np.uint8]
     """[N, H, W, 3]."""
-    probabilities: NDArray[np.float32]
-    """[N, K]."""
-    embedding: NDArray[np.float32]
-    """[N, D]."""
+    outputs: dict[str, Floats]
+    """By output name, each with N rows."""
     tolerance: float
-    """Largest absolute difference of a probability or of an embedding's component."""
+    """The largest difference, as the model's kind measures it, that passes."""
+
+    def answer(self, index: int) -> dict[str, Floats]:
+        """Return what the model is expected to answer to one of the images."""
+        return {name: array[index] for name, array in self.outputs.items()}
 
 
 def load_golden(path: Path, spec: ModelSpec) -> Golden:
-    """Read a golden file (.npz without pickles).
+    """Read a golden file: an .npz without pickles with `images`, `tolerance` and an array for each output.
 
     Raises:
         SelfCheckError: it cannot be read, is empty or does not fit the model's specification.
     """
+    names = (_IMAGES, _TOLERANCE, *find_kind(spec).output_names)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays: dict[str, NDArray[Any]] = {name: archive[name] for name in _ARRAYS}
-        tolerance = float(arrays["tolerance"].reshape(()))
+            arrays: dict[str, NDArray[Any]] = {name: archive[name] for name in names}
+        tolerance = float(arrays.pop(_TOLERANCE).reshape(()))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as exc:
         raise SelfCheckError(f"the golden file cannot be read: {exc}") from exc
-    golden = Golden(arrays["images"], arrays["probabilities"], arrays["embedding"], tolerance)
+    golden = Golden(arrays.pop(_IMAGES), arrays, tolerance)
     _verify_golden_fits(golden, spec)
     return golden
 
@@ -56,45 +61,44 @@ def verify_model(model: LoadedModel, golden: Golden, *, max_latency_s: float = 5
     """Accept a model that answers every golden input as expected and in time.
 
     Raises:
-        SelfCheckError: an answer is not finite, of another shape, further off than the tolerance, or the
-            median answer takes longer than `max_latency_s`.
+        SelfCheckError: an answer is none, further off than the tolerance, or the median answer takes longer
+            than `max_latency_s`.
     """
     latencies: list[float] = []
     for index, image in enumerate(golden.images):
         start = time.monotonic()
         answer = model.infer(image)
         latencies.append(time.monotonic() - start)
-        _verify_answer(answer, golden, index)
+        difference = _measure(model, answer.outputs, golden, index)
+        if not difference <= golden.tolerance:  # true for NaN, too
+            raise SelfCheckError(
+                f"golden input {index}: the answer is off by {difference:.4f}, more than {golden.tolerance:.4f}"
+            )
     if (median := float(np.median(latencies))) > max_latency_s:
         raise SelfCheckError(f"an answer takes {median:.2f} s here, more than {max_latency_s:.2f} s")
 
 
 def _verify_golden_fits(golden: Golden, spec: ModelSpec) -> None:
     count = len(golden.images) if golden.images.ndim else 0
-    found = (golden.images.shape, golden.probabilities.shape, golden.embedding.shape)
-    expected = (
-        (count, spec.height, spec.width, spec.channels),
-        (count, len(spec.class_names)),
-        (count, spec.embedding_dim),
-    )
-    if not count or found != expected or golden.images.dtype != np.uint8:
-        raise SelfCheckError(f"the golden file holds {golden.images.dtype} {found}, the model needs uint8 {expected}")
+    expected = (count, spec.height, spec.width, spec.channels)
+    if not count or golden.images.shape != expected or golden.images.dtype != np.uint8:
+        found = f"{golden.images.dtype} {golden.images.shape}"
+        raise SelfCheckError(f"the golden file holds images {found}, the model needs uint8 {expected}")
+    rows = {name: array.shape[:1] for name, array in golden.outputs.items()}
+    if set(rows.values()) != {(count,)}:
+        raise SelfCheckError(f"the golden file holds {count} images and answers of {rows} rows")
     if not 0.0 < golden.tolerance < 1.0:  # false for NaN, too
         raise SelfCheckError(f"the golden file's tolerance {golden.tolerance} tolerates everything or nothing")
+    for index in range(count):
+        try:
+            find_kind(spec).verify_outputs(golden.answer(index), spec)
+        except (BadOutputError, TypeError) as exc:  # TypeError: an array of text
+            raise SelfCheckError(f"the golden file's answer {index} is none: {exc}") from exc
 
 
-def _verify_answer(answer: Inference, golden: Golden, index: int) -> None:
-    probabilities, embedding = golden.probabilities[index], golden.embedding[index]
-    if answer.probabilities.shape != probabilities.shape or answer.embedding.shape != embedding.shape:
-        raise SelfCheckError(f"golden input {index}: the answer's shape differs")
-    if not (np.isfinite(answer.probabilities).all() and np.isfinite(answer.embedding).all()):
-        raise SelfCheckError(f"golden input {index}: the answer is not finite")
-    for name, found, expected in (
-        ("probability", answer.probabilities, probabilities),
-        ("embedding component", answer.embedding, embedding),
-    ):
-        difference = float(np.abs(found - expected).max())
-        if not difference <= golden.tolerance:  # true for NaN, too
-            raise SelfCheckError(
-                f"golden input {index}: one {name} is off by {difference:.4f}, more than {golden.tolerance:.4f}"
-            )
+def _measure(model: LoadedModel, found: dict[str, Floats], golden: Golden, index: int) -> float:
+    try:
+        model.kind.verify_outputs(found, model.spec)
+        return model.kind.golden_difference(found, golden.answer(index))
+    except BadOutputError as exc:
+        raise SelfCheckError(f"golden input {index}: {exc}") from exc

@@ -21,11 +21,12 @@ from edge_agent.api import create_app
 from edge_agent.api_server import ApiServer
 from edge_agent.backoff import BackoffPolicy
 from edge_agent.bucket import open_store
-from edge_agent.camera import open_camera
+from edge_agent.cameras import open_camera
 from edge_agent.capture_loop import CaptureLoop
 from edge_agent.capture_policy import CapturePolicy
 from edge_agent.config import AgentConfig
 from edge_agent.feedback_intake import FeedbackIntake
+from edge_agent.frame_finder import FrameFinder
 from edge_agent.frame_ring import FrameRing, PredictionLog
 from edge_agent.inference import LiveModel
 from edge_agent.keeper import Keeper
@@ -80,6 +81,7 @@ class Service:
         self._ring = FrameRing(config.ring.max_bytes)
         self._predictions = PredictionLog(config.api.recent_predictions)
         self._keeper = self._make_keeper()
+        self._camera = open_camera(config.camera)
         self._capture = self._make_capture_loop()
         self._updater = self._make_updater(self._store)
         self._updater.restore(self._started_at)
@@ -123,6 +125,7 @@ class Service:
         self._api.stop(STOP_TIMEOUT_S)
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
+        self._camera.close()
         with suppress(Error):
             self._spool.persist()
         left = [thread.name for thread in self._threads if thread.is_alive()]
@@ -186,7 +189,7 @@ class Service:
         policy = CapturePolicy(spec, np.random.default_rng())
         self._report.set_assignment(None, spec.version)
         return CaptureLoop(
-            camera=open_camera(self._config.camera),
+            camera=self._camera,
             live=self._live,
             policy=policy,
             keeper=self._keeper,
@@ -241,6 +244,7 @@ class Service:
             status=self.status,
             predictions=self._predictions,
             intake=FeedbackIntake(self._spool, self._keeper, self._ring, self._predictions),
+            frames=FrameFinder(self._ring, self._keeper, self._spool),
             host=api.host,
             max_body_bytes=api.max_body_bytes,
         )

@@ -24,7 +24,7 @@ from curate.contracts.feedback import Feedback
 from curate.contracts.ids import BootId, DeviceId
 from curate.contracts.telemetry import DeviceCounters
 from curate.errors import ContractError
-from edge_agent.durable import persist_bytes, remove_files, seal
+from edge_agent.durable import seal
 from edge_agent.errors import CorruptFileError, SpoolUnavailableError
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.retention import Held, capture_value, plan_eviction
@@ -35,8 +35,8 @@ from edge_agent.spool_files import (
     FeedbackHeader,
     Receipt,
     SpoolFolder,
-    SpoolState,
 )
+from edge_agent.spool_journal import SpoolJournal
 from edge_agent.spool_recovery import Recovered, recover
 
 log = logging.getLogger(__name__)
@@ -89,10 +89,8 @@ class Spool:
         self._monotonic = monotonic
         self._lock = threading.RLock()
         self._index = recovered.make_index()
-        self._revision = recovered.revision
+        self._journal = SpoolJournal(folder, self._index, ledger, revision=recovered.revision)
         self._batch_sequence = 0
-        self._removing: tuple[Path, ...] = ()
-        self._persisted: Totals | None = None
         self._quarantined = folder.count_quarantined()
 
     @classmethod
@@ -150,7 +148,7 @@ class Spool:
         if evicted:
             raw = self._seal_capture(record, jpeg, change)  # the totals have moved on
         sequence = self._ledger.totals().spooled + 1
-        self._persist_new(self._folder.capture_path(sequence), raw)
+        self._journal.persist_new(self._folder.capture_path(sequence), raw)
         self._index.add_capture(
             Held(sequence, len(raw), value),
             prediction_id=record.prediction.prediction_id,
@@ -161,7 +159,9 @@ class Spool:
 
     def _seal_capture(self, record: CaptureRecord, jpeg: bytes, change: Totals) -> bytes:
         totals = self._ledger.totals().plus(change)
-        return seal(CaptureHeader(revision=self._next_revision(), totals=totals, record=record).to_bytes(), jpeg)
+        return seal(
+            CaptureHeader(revision=self._journal.next_revision(), totals=totals, record=record).to_bytes(), jpeg
+        )
 
     def _make_room(self, incoming_bytes: int, value: int) -> int | None:
         """Evict for a newcomer; return how many, or None when it may not come in."""
@@ -174,9 +174,9 @@ class Spool:
         )
         if plan.evict:
             paths = [self._folder.capture_path(sequence) for sequence in plan.evict]
-            self._commit(Totals(evicted=len(plan.evict)), removing=paths)
+            self._journal.commit(Totals(evicted=len(plan.evict)), removing=paths)
             self._index.remove_captures(plan.evict)
-            self._finish_removals()
+            self._journal.finish_removals()
         return len(plan.evict) if plan.admit else None
 
     def is_captured(self, prediction_id: str) -> bool:
@@ -184,6 +184,17 @@ class Spool:
         return self._index.is_remembered(prediction_id)
 
     # -- API thread ----------------------------------------------------------------------------------------
+
+    def find_image(self, prediction_id: str) -> bytes | None:
+        """Return the JPEG of that prediction's capture while it is on the device, else None.
+
+        Raises:
+            SpoolUnavailableError: the system or the disk refused; the file may be good.
+        """
+        with self._lock:  # so that it is not acknowledged away while it is read
+            sequence = self._index.find_capture(prediction_id)
+            loaded = None if sequence is None else self.load_capture(sequence)
+        return loaded[1] if loaded else None
 
     def put_feedback(self, feedback: Feedback) -> None:
         """Keep a person's verdict; durable when it returns.
@@ -196,8 +207,8 @@ class Spool:
                 raise SpoolUnavailableError("too much feedback waits on this device", hint="check the uplink")
             change = Totals(feedback_spooled=1)
             totals = self._ledger.totals().plus(change)
-            header = FeedbackHeader(revision=self._next_revision(), totals=totals, feedback=feedback)
-            self._persist_new(self._folder.feedback_path(totals.feedback_spooled), seal(header.to_bytes()))
+            header = FeedbackHeader(revision=self._journal.next_revision(), totals=totals, feedback=feedback)
+            self._journal.persist_new(self._folder.feedback_path(totals.feedback_spooled), seal(header.to_bytes()))
             self._index.add_feedback(totals.feedback_spooled, Receipt.of(feedback), since_s=self._monotonic())
             self._ledger.add(change)
 
@@ -218,10 +229,7 @@ class Spool:
             SpoolUnavailableError: the disk refused.
         """
         with self._lock, _disk():
-            if self._removing:
-                self._finish_removals()
-            if self._ledger.totals() != self._persisted:
-                self._commit(Totals())
+            self._journal.persist_changes()
 
     def freeze_batch(self, now: datetime) -> Batch | None:
         """Freeze the oldest waiting captures and feedback into a batch, durably; None when nothing is due.
@@ -267,7 +275,7 @@ class Spool:
             feedback=list(feedback.values()),
             counters=self._ledger.snapshot(),
         )
-        batch = replace(place, revision=self._next_revision())
+        batch = replace(place, revision=self._journal.next_revision())
         self._folder.persist_batch(batch, record.to_bytes())
         self._index.freeze(batch)
         return batch
@@ -297,7 +305,7 @@ class Spool:
 
     def _lose_capture(self, sequence: int) -> None:
         self._ledger.add(Totals(evicted=self._index.remove_captures([sequence])))
-        self._commit(Totals())
+        self._journal.commit(Totals())
 
     def outstanding(self) -> list[Batch]:
         """Return the batches whose upload is not known to be complete, oldest first."""
@@ -345,7 +353,7 @@ class Spool:
             index = self._index
             if batch.name in index.batches and batch.name not in index.uploaded_batches:
                 fresh = index.not_yet_uploaded([batch])
-                self._commit(
+                self._journal.commit(
                     Totals(uploaded=len(fresh)),
                     uploaded_batches=index.uploaded_batches | {batch.name},
                     uploaded_captures=index.uploaded_captures | fresh,
@@ -376,8 +384,8 @@ class Spool:
             receipts = self._index.receipts_after(leaving)
             if leaving.feedback:
                 # Before the files go: at every moment one of the two knows the id.
-                self._insist(partial(self._folder.persist_receipts, receipts), removing)
-            self._commit(
+                self._journal.insist(partial(self._folder.persist_receipts, receipts), removing)
+            self._journal.commit(
                 Totals(
                     acknowledged=len(leaving.captures),
                     uploaded=leaving.newly_uploaded,
@@ -389,7 +397,7 @@ class Spool:
             )
             self._index.forget(leaving)
             self._index.replace_left_receipts(receipts)
-            self._finish_removals()
+            self._journal.finish_removals()
             return len(leaving.batches)
 
     # -- anyone --------------------------------------------------------------------------------------------
@@ -408,70 +416,6 @@ class Spool:
     def quarantined(self) -> int:
         """Files set aside, over the spool's life."""
         return self._quarantined
-
-    # -- durable writes, under the lock --------------------------------------------------------------------
-
-    def _next_revision(self) -> int:
-        self._revision += 1
-        return self._revision
-
-    def _persist_new(self, path: Path, raw: bytes) -> None:
-        try:
-            persist_bytes(path, raw)
-        except OSError:
-            # Renamed but perhaps not durable: the caller reports a failure, so the file must not turn up later.
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            raise
-
-    def _commit(
-        self,
-        change: Totals,
-        *,
-        removing: Sequence[Path] = (),
-        uploaded_batches: frozenset[str] | None = None,
-        uploaded_captures: frozenset[int] | None = None,
-    ) -> None:
-        """Write the state with the change in it; only then change memory."""
-        index = self._index
-        batches = index.uploaded_batches if uploaded_batches is None else uploaded_batches
-        captures = index.uploaded_captures if uploaded_captures is None else uploaded_captures
-        leaving = (*self._removing, *removing)
-        totals = self._ledger.totals().plus(change)
-        state = SpoolState(
-            revision=self._next_revision(),
-            totals=totals,
-            removing=[path.relative_to(self._folder.root).as_posix() for path in leaving],
-            uploaded_batches=sorted(batches),
-            uploaded_captures=sorted(captures),
-        )
-        self._insist(partial(self._folder.persist_state, state), removing)
-        self._ledger.add(change)
-        self._persisted = totals
-        index.uploaded_batches, index.uploaded_captures, self._removing = batches, captures, leaving
-
-    def _insist(self, persist: Callable[[], None], removing: Sequence[Path]) -> None:
-        """Write what makes room also on a full disk: files that leave anyway go first, until there is room.
-
-        A crash right here counts captures as evicted and sends feedback once more; so its own files must stay.
-        """
-        for path in removing:
-            if path.parent != self._folder.feedback:
-                try:
-                    return persist()
-                except OSError as exc:
-                    if exc.errno not in DISK_FULL_CODES:
-                        raise
-                    path.unlink(missing_ok=True)
-        return persist()
-
-    def _finish_removals(self) -> None:
-        try:
-            remove_files(self._removing)
-        except OSError as exc:
-            log.warning("counted files could not be removed yet: %s", exc)
-            return
-        self._removing = ()
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ class SpoolIndex:
         self._held_receipts: dict[int, Receipt] = {}
         self._receipts: dict[str, Receipt] = {}
         self.left_receipts: tuple[Receipt, ...] = ()
-        self._predictions: dict[str, None] = {}
+        self._predictions: dict[str, int] = {}
 
     @property
     def captures(self) -> int:
@@ -64,7 +64,7 @@ class SpoolIndex:
         """Add a capture; `since_s` is the monotonic time of its arrival."""
         self._waiting[held.sequence] = _Waiting(held, since_s)
         self.used_bytes += held.size_bytes
-        self._predictions[prediction_id] = None
+        self._predictions[prediction_id] = held.sequence
         if len(self._predictions) > REMEMBERED_PREDICTIONS:
             del self._predictions[next(iter(self._predictions))]
 
@@ -116,6 +116,11 @@ class SpoolIndex:
     def is_remembered(self, prediction_id: str) -> bool:
         """Return whether a capture of that prediction was added lately, even if it has left since."""
         return prediction_id in self._predictions
+
+    def find_capture(self, prediction_id: str) -> int | None:
+        """Return the held capture of that prediction."""
+        sequence = self._predictions.get(prediction_id)
+        return sequence if sequence is not None and self.holds(sequence) else None
 
     def evictable(self) -> Iterable[Held]:
         """Return the captures no batch names."""

@@ -6,7 +6,7 @@ from prefect import flow
 
 from curate.annotation.dispatch import plan_dispatch
 from curate.annotation.models import AnnotationTask
-from curate.catalog.models import Sample, SelectedRow, TaskStatus
+from curate.catalog.models import Sample, SelectedRow, SelectionRole, TaskStatus
 from flows._stage import stage_task
 from flows._wiring import Services, services
 
@@ -64,6 +64,7 @@ def _question(sample: Sample, row: SelectedRow, bucket: str) -> AnnotationTask:
         width=sample.width,
         height=sample.height,
         pre_annotation=sample.prediction,
+        blind=row.role is SelectionRole.AUDIT,
         context={
             "device": sample.device_id,
             "camera": sample.camera_id,

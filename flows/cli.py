@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,10 +29,15 @@ DEMO = "demo"
 
 @app.command()
 def demo(
+    world: Annotated[str, typer.Option(help="What the cameras see: fashion (one class a frame) or plaza (boxes).")] = (
+        "fashion"
+    ),
     seed: Annotated[int, typer.Option(help="Seed of the world, the selection and the training.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of the loop after the first release.")] = 2,
-    budget: Annotated[int, typer.Option(min=10, help="Labels a round.")] = 200,
-    window_s: Annotated[float, typer.Option(help="Seconds the cameras look before each round.")] = 65.0,
+    budget: Annotated[int | None, typer.Option(min=10, help="Labels a round. By default what suits the world.")] = None,
+    window_s: Annotated[
+        float | None, typer.Option(help="Seconds the cameras look before each round; likewise.")
+    ] = None,
     chaos: Annotated[
         str, typer.Option(help="Kill at random moments, comma-separated: agent, flow, label-studio, s3.")
     ] = "",
@@ -40,15 +46,23 @@ def demo(
 ) -> None:
     """Turn the loop on real services with simulated cameras and people, and write a report.
 
-    Three cameras watch a world of Fashion-MNIST garments; people dismiss wrong predictions; annotators answer in
-    Label Studio; models are retrained, compressed, signed and rolled out. Ends with .gleaner/demo/report.html and
+    Cameras watch Fashion-MNIST garments, or the people on a plaza; people dismiss wrong predictions; annotators answer
+    in Label Studio; models are retrained, compressed, signed and rolled out. Ends with .gleaner/demo/report.html and
     a non-zero exit code if a single frame, capture, task or verdict is unaccounted for.
     """
-    from flows.sandbox.script import DemoScript  # noqa: PLC0415 (loads only when needed)
-    from flows.sandbox.show import run_demo  # noqa: PLC0415
+    from flows.sandbox.show import run_demo  # noqa: PLC0415 (loads only when needed)
+    from flows.sandbox.worlds.registry import find_world  # noqa: PLC0415
 
     kinds = tuple(kind for kind in chaos.split(",") if kind)
-    script = DemoScript(seed=seed, rounds=rounds, budget=budget, window_s=window_s, chaos=kinds)
+    usual = find_world(world).script
+    script = replace(
+        usual,
+        seed=seed,
+        rounds=rounds,
+        budget=usual.budget if budget is None else budget,
+        window_s=usual.window_s if window_s is None else window_s,
+        chaos=kinds,
+    )
     closes = run_demo(root / DEMO, script, keep=keep, console=console)
     raise typer.Exit(0 if closes else 1)
 

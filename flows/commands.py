@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
     """Add the operator's commands to the command line."""
     app.command("init")(init)
     app.command("import")(import_pictures)
+    app.command("export")(export_labels)
     app.command("round")(turn_round)
     app.add_typer(device_app, name="device")
 
@@ -218,16 +219,33 @@ def init(
 
 
 def import_pictures(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="<class>/<picture>.jpg or .png")],
+    source: Annotated[
+        Path, typer.Argument(exists=True, help="A folder, or COCO's annotation file with images beside.")
+    ],
 ) -> None:
     """Bring in pictures that are labelled already; the very first model is trained on them.
 
-    Importing again adds what is new. Without PREFECT_API_URL Prefect runs inside this process.
+    For classification a folder <class>/<picture>.jpg or .png. For detection COCO (annotations/*.json and images/, or
+    one annotation file) or YOLO (a folder with data.yaml). Importing again adds what is new.
+    Without PREFECT_API_URL Prefect runs inside this process.
     """
     from flows.import_labels import import_labels  # noqa: PLC0415
 
-    count = import_labels(folder.resolve())
+    count = import_labels(source.resolve())
     typer.echo(f"{count} labelled pictures are in the catalog")
+
+
+def export_labels(
+    folder: Annotated[Path, typer.Argument(help="An empty folder, or one that does not exist yet.")],
+    format_name: Annotated[str, typer.Option("--format", help="coco or yolo.")] = "coco",
+    version: Annotated[str | None, typer.Option(help="A dataset version; by default the newest.")] = None,
+) -> None:
+    """Write a dataset version with its pictures for other tools."""
+    from flows._wiring import services  # noqa: PLC0415
+    from flows.export_dataset import export_dataset  # noqa: PLC0415
+
+    exported = export_dataset(services(), version, format_name, folder)
+    typer.echo(f"{exported.images} images with {exported.boxes} boxes: {', '.join(map(str, exported.files))}")
 
 
 def turn_round(

@@ -10,21 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import flow
 
-from curate.catalog.images import decode_images
 from curate.catalog.models import ModelRow, SampleStatus, Split
 from curate.compression.export import export_onnx
 from curate.compression.golden import build_golden
-from curate.compression.inference import OnnxClassifier, measure_latency
-from curate.compression.parity import evaluate_parity
+from curate.compression.inference import OnnxModel, measure_latency
+from curate.compression.kinds import kind_of
 from curate.compression.quantize import quantize_int8
-from curate.training.classifier import load_classifier
-from flows._blobs import fetch_images, fetch_model_file, put_model_file
+from curate.training.tasks import task_of
+from flows._blobs import fetch_model_file, put_model_file
+from flows._frames import fetch_frames
 from flows._stage import stage_task
 from flows._wiring import Services, services
 from flows.train_candidate import load_split, require_dataset, require_model
 
-MAX_CALIBRATION_IMAGES = 256
-MAX_PARITY_IMAGES = 1500
+MAX_CALIBRATION_IMAGES, CALIBRATION_PIXELS = 256, 2**22
+MAX_PARITY_IMAGES, PARITY_PIXELS = 1500, 2**23
+"""As many images as tell enough, and for large frames as many as can be run in a minute."""
 
 
 @flow(name="compress-candidate")
@@ -44,7 +45,7 @@ def compress(model_id: str) -> dict[str, Any]:
     weights = fetch_model_file(wired.store, model.artifacts["weights"], wired.settings.cache_dir)
     with tempfile.TemporaryDirectory() as folder:
         float_path, int8_path = Path(folder) / "model-float.onnx", Path(folder) / "model-int8.onnx"
-        export_onnx(load_classifier(weights), float_path)
+        export_onnx(task_of(wired.settings.recipe).load(weights), float_path)
         quantised = quantize_int8(float_path, calibration, int8_path)
         metrics = _measure(float_path, int8_path, probe)
         files = {
@@ -61,17 +62,17 @@ def compress(model_id: str) -> dict[str, Any]:
 
 
 def _measure(float_path: Path, int8_path: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
-    parity = evaluate_parity(
-        OnnxClassifier(float_path, threads=2).predict(images).probabilities,
-        OnnxClassifier(int8_path, threads=2).predict(images).probabilities,
-    )
+    original, int8 = OnnxModel(float_path, threads=2), OnnxModel(int8_path, threads=2)
+    kind = kind_of(original)
+    parity = kind.evaluate_parity(original.run(images), int8.run(images))
     return {
         "float_bytes": float_path.stat().st_size,
         "int8_bytes": int8_path.stat().st_size,
         "float_p50_ms": measure_latency(float_path, images[0]),
         "int8_p50_ms": measure_latency(int8_path, images[0]),
-        "parity_top1": parity.top1_agreement,
-        "parity_mean_kl": parity.mean_kl,
+        "parity": parity.agreement,
+        f"parity_{kind.agreement_name}": parity.agreement,
+        "parity_divergence": parity.divergence,
         "parity_images": parity.n,
     }
 
@@ -82,16 +83,16 @@ def _field_images(wired: Services, model: ModelRow) -> tuple[NDArray[np.uint8], 
     What the field looks like now calibrates best, so the newest unlabelled captures come first; the labelled training
     images fill up while there are none.
     """
+    pixels = wired.settings.labels.height * wired.settings.labels.width
+    calibrating = min(MAX_CALIBRATION_IMAGES, max(16, CALIBRATION_PIXELS // pixels))
+    wanted = calibrating + min(MAX_PARITY_IMAGES, max(32, PARITY_PIXELS // pixels))
     pool = sorted(wired.catalog.samples(status=SampleStatus.POOL), key=lambda s: s.captured_at, reverse=True)
     rng = np.random.default_rng(model.round_number)
-    wanted = MAX_CALIBRATION_IMAGES + MAX_PARITY_IMAGES
     recent = pool[: 4 * wanted]
     chosen = [recent[i] for i in rng.permutation(len(recent))[:wanted]]
-    spec = wired.settings.labels
-    encoded = fetch_images(wired.store, [sample.image_key for sample in chosen])
-    images = decode_images(zip((s.sample_id for s in chosen), encoded, strict=True), spec.height, spec.width)
+    images = fetch_frames(wired, chosen).images
     if len(images) < wanted:
         labelled = load_split(wired, require_dataset(wired, model.dataset_version), Split.TRAIN).images
         images = np.concatenate([images, labelled[rng.permutation(len(labelled))]])[:wanted]
-    cut = min(MAX_CALIBRATION_IMAGES, len(images) // 2)
+    cut = min(calibrating, len(images) // 2)
     return images[:cut], images[cut:]

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger
 
 from curate.catalog.images import encode_jpeg, load_image
-from curate.catalog.models import AnnotationRow, RoundPhase, Sample, SampleStatus
+from curate.catalog.models import IMPORTED, AnnotationRow, RoundPhase, Sample, SampleStatus
 from curate.catalog.rounds import has_reached
 from curate.contracts.paths import capture_key
 from curate.errors import CatalogError
+from curate.interchange.sources import LabelledPicture, read_source
 from flows._stage import stage_task
 from flows._wiring import Services, services
-
-IMPORTED = "imported"
-"""The device id of samples that no device captured."""
-PICTURES = {".jpg", ".jpeg", ".png"}
 
 
 @flow(name="import-labels")
 def import_labels(folder: Path) -> int:
-    """Import `folder/<class>/<picture>` as labelled samples of round 0; return how many there are.
+    """Import labelled pictures as samples of round 0; return how many there are.
 
-    Importing again adds what is new. A picture that cannot be read is left out with a warning.
+    What the folder looks like depends on the kind of label: see `gleaner import --help`. Importing again adds what is
+    new. What cannot be used is left out with a warning.
     """
     return import_folder(folder)
 
@@ -35,15 +34,16 @@ def import_labels(folder: Path) -> int:
 def import_folder(folder: Path) -> int:
     """Upload the pictures, then write samples, labels and round 0; each step may be repeated."""
     wired = services()
-    names = wired.settings.labels.class_names
-    unknown = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names)
-    if unknown:
-        raise CatalogError(f"folders that are no class: {unknown}", hint=f"the classes are {list(names)}")
+    labels = wired.settings.labels
+    source = read_source(labels.kind, folder, labels.class_names)
+    for problem in source.problems:
+        get_run_logger().warning("left out %s", problem)
     now = datetime.now(UTC)
-    rows = [_import(wired, path, now) for path in _pictures(folder, names)]
-    found = [row for row in rows if row is not None]
+    found = _distinct([row for row in (_import(wired, each, now) for each in source.pictures) if row is not None])
     if not found:
-        raise CatalogError(f"no pictures under {folder}", hint="expected <class>/<picture>.jpg or .png")
+        raise CatalogError(
+            f"no labelled pictures under {folder}", hint="`gleaner import --help` shows what is expected"
+        )
     wired.catalog.add_samples([sample for sample, _ in found])
     wired.catalog.save_annotations([label for _, label in found])
     first = wired.catalog.open_round(0, budget=len(found), seed=wired.settings.round.seed, now=now)
@@ -53,25 +53,29 @@ def import_folder(folder: Path) -> int:
     return len(found)
 
 
-def _pictures(folder: Path, class_names: tuple[str, ...]) -> Iterator[Path]:
-    for name in class_names:
-        if (folder / name).is_dir():
-            yield from sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in PICTURES)
+def _distinct(rows: Sequence[tuple[Sample, AnnotationRow]]) -> list[tuple[Sample, AnnotationRow]]:
+    """One sample for the same picture under two names; of two labels the first, with a warning."""
+    kept: dict[str, tuple[Sample, AnnotationRow]] = {}
+    for sample, row in rows:
+        known = kept.setdefault(sample.sample_id, (sample, row))
+        if known[1].label != row.label:
+            get_run_logger().warning("%s comes twice with different labels; the first holds", sample.sample_id)
+    return list(kept.values())
 
 
-def _import(wired: Services, path: Path, now: datetime) -> tuple[Sample, AnnotationRow] | None:
+def _import(wired: Services, picture: LabelledPicture, now: datetime) -> tuple[Sample, AnnotationRow] | None:
     try:
-        image = load_image(path)
+        image = load_image(picture.path)
     except CatalogError as exc:
-        get_run_logger().warning("left out %s: %s", path, exc)
+        get_run_logger().warning("left out %s: %s", picture.path, exc)
         return None
     data = encode_jpeg(image)
     digest = hashlib.sha256(data).hexdigest()
     key = capture_key(IMPORTED, digest)
     if wired.store.size(key) != len(data):
         wired.store.put(key, data, content_type="image/jpeg")
-    sample = _sample(path, key, digest, len(data), (image.shape[1], image.shape[0]), now)
-    return sample, _label(sample, path.parent.name, now)
+    sample = _sample(picture.path, key, digest, len(data), (image.shape[1], image.shape[0]), now)
+    return sample, _label(sample, picture.label, now)
 
 
 def _sample(path: Path, key: str, digest: str, size_bytes: int, size: tuple[int, int], now: datetime) -> Sample:
@@ -101,12 +105,12 @@ def _sample(path: Path, key: str, digest: str, size_bytes: int, size: tuple[int,
     )
 
 
-def _label(sample: Sample, name: str, now: datetime) -> AnnotationRow:
+def _label(sample: Sample, label: dict[str, Any], now: datetime) -> AnnotationRow:
     return AnnotationRow(
         annotation_id=sample.sample_id,
         sample_id=sample.sample_id,
         annotator=IMPORTED,
-        label={"class": name},
+        label=label,
         was_cancelled=False,
         created_at=now,
         updated_at=now,

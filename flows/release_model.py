@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from prefect import flow, get_run_logger
 
 from curate.catalog.models import DatasetItem, ModelRow, ModelStatus, Split
 from curate.contracts.release import ModelSpec
+from curate.metrics.evidence import Evidence
+from curate.metrics.kinds import judge_predictions
 from curate.release.assignments import assign
-from curate.release.gate import GateDecision, evaluate_first_release, evaluate_gate
+from curate.release.gate import GateDecision, judge_candidate
 from curate.release.manifest import ReleaseDraft
 from curate.release.publish import publish_release
-from flows._embedding import load_model
 from flows._stage import stage_task
+from flows._views import load_model, predict_pictured
 from flows._wiring import Services, services
-from flows.train_candidate import load_items, require_dataset, require_model
+from flows.train_candidate import require_dataset, require_model
+
+CANDIDATE = "candidate"
 
 
 @flow(name="release-model")
@@ -64,7 +67,7 @@ def publish(model_id: str) -> str:
             embedding_dim=model.metrics["embedding_dim"],
         ),
         dataset_version=model.dataset_version,
-        metrics={"parity_top1": model.metrics["parity_top1"]},
+        metrics={name: value for name, value in model.metrics.items() if name.startswith("parity_")},
     )
     files = {role: wired.store.get(model.artifacts[role]) for role in ("int8", "float", "golden")}
     manifest = publish_release(
@@ -96,30 +99,28 @@ def assign_fleet() -> int:
 
 def _decide(wired: Services, candidate: ModelRow, incumbent: ModelRow | None) -> GateDecision:
     dataset = require_dataset(wired, candidate.dataset_version)
-    ratio = candidate.metrics["int8_bytes"] / candidate.metrics["float_bytes"]
-    parity = candidate.metrics["parity_top1"]
     if incumbent is None:  # nothing is in the field yet that a random arm could have sampled
         items = [item for item in dataset.items if item.split is Split.VALIDATION]
     else:
         items = [item for item in dataset.items if item.split is Split.TEST and item.inclusion_probability]
-    weights = np.array([1.0 / (item.inclusion_probability or 1.0) for item in items])
-    bursts = [item.group for item in items]
-    right = _correct(wired, candidate, items)
-    if incumbent is None:
-        return evaluate_first_release(right, weights, bursts, wired.settings.gate, int8_ratio=ratio, parity_top1=parity)
-    return evaluate_gate(
-        right,
-        _correct(wired, incumbent, items),
-        weights,
-        bursts,
+    return judge_candidate(
+        _evidence(wired, candidate, items),
+        None if incumbent is None else _evidence(wired, incumbent, items),
+        [1.0 / (item.inclusion_probability or 1.0) for item in items],
+        [item.group for item in items],
         wired.settings.gate,
-        int8_ratio=ratio,
-        parity_top1=parity,
+        int8_ratio=candidate.metrics["int8_bytes"] / candidate.metrics["float_bytes"],
+        parity=_number(candidate.metrics["parity"]),
     )
 
 
-def _correct(wired: Services, model: ModelRow, items: list[DatasetItem]) -> NDArray[np.bool_]:
-    """Whether the model's int8 file answers each item as the annotators did."""
-    labelled = load_items(wired, items)
-    answers = load_model(wired, model).predict(labelled.images).probabilities.argmax(axis=1)
-    return np.asarray(answers == labelled.labels)
+def _number(stored: float | None) -> float:
+    """JSON knows no NaN: the catalog returns None for it."""
+    return float("nan") if stored is None else stored
+
+
+def _evidence(wired: Services, model: ModelRow, items: Sequence[DatasetItem]) -> Evidence:
+    """Hold what the model's int8 file answers to each item against what people settled on."""
+    labels = wired.settings.labels
+    views = predict_pictured(wired, load_model(wired, model), model.release_id or CANDIDATE, items)
+    return judge_predictions(labels.kind, views.predictions, [item.label for item in items], labels.class_names)

@@ -12,10 +12,10 @@ from curate.catalog.models import ModelRow, Round, Sample, SampleStatus, Selecte
 from curate.catalog.splits import assign_groups
 from curate.contracts.feedback import Verdict
 from curate.errors import CatalogError, SelectionError
-from curate.selection.base import CandidatePool, LabelledSet, Selection
+from curate.selection.base import CandidatePool, LabelledSet, Selection, annotation_cost
 from curate.selection.batch import select_batch
-from flows._embedding import view_samples
 from flows._stage import stage_task
+from flows._views import see_samples
 from flows._wiring import Services, services
 
 
@@ -61,7 +61,8 @@ def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePo
     samples = sorted(wired.catalog.samples(), key=lambda sample: sample.sample_id)
     asked = [sample for sample in samples if sample.status in (SampleStatus.LABELLED, SampleStatus.QUEUED)]
     free = [sample for sample in samples if sample.status is SampleStatus.POOL]
-    views = view_samples(wired, incumbent, [*asked, *free])
+    views = see_samples(wired, incumbent, [*asked, *free])
+    pooled = slice(len(asked), None)
     groups = assign_groups([*asked, *free], {}, wired.settings.split.block_s)
     rows = [row for each in wired.catalog.rounds() for row in wired.catalog.selection(each.number)]
     audits = {row.sample_id for row in rows if row.role is SelectionRole.AUDIT}
@@ -76,8 +77,10 @@ def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePo
     evidence = {f.sample_id for f in wired.catalog.feedback(verdict=Verdict.DISMISSED)}
     pool = CandidatePool(
         ids=tuple(sample.sample_id for sample in free),
-        embeddings=views.embeddings[len(asked) :],
-        probabilities=views.probabilities[len(asked) :],
+        embeddings=views.embeddings[pooled],
+        probabilities=None if views.probabilities is None else views.probabilities[pooled],
+        uncertainty=None if views.uncertainty is None else views.uncertainty[pooled],
+        cost=annotation_cost(views.boxes[pooled], wired.settings.selection),
         devices=tuple(sample.device_id for sample in free),
         cameras=tuple(sample.camera_id for sample in free),
         groups=tuple(groups[sample.sample_id] for sample in free),

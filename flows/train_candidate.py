@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from prefect import flow, get_run_logger
 
-from curate.annotation.agreement import consensus
-from curate.catalog.images import decode_images
+from curate.annotation.agreement import consensus_of
+from curate.catalog.label_kinds import SCALE_LABEL
 from curate.catalog.models import (
     AnnotationRow,
     DatasetItem,
@@ -23,15 +23,16 @@ from curate.catalog.models import (
     SelectionRole,
     Split,
 )
-from curate.catalog.splits import LabelledSample, assign_groups, plan_splits
+from curate.catalog.splits import LabelledSample, assign_groups, plan_splits, teaching_items
 from curate.errors import CatalogError
 from curate.selection.diversity import Moments, near_duplicate_clusters, shared_scenes, unit_rows
-from curate.training.classifier import TrainedClassifier, persist_classifier
-from curate.training.data import LabelledImages
-from curate.training.trainer import EpochReport, train_classifier
-from flows._blobs import fetch_images, put_model_file
-from flows._embedding import view_samples
+from curate.training.data import LabelledFrames
+from curate.training.loop import EpochReport
+from curate.training.tasks import TrainedModel, task_of
+from flows._blobs import fetch_model_file, put_model_file
+from flows._frames import fetch_frames
 from flows._stage import stage_task
+from flows._views import see_samples
 from flows._wiring import Services, services
 
 
@@ -73,13 +74,18 @@ def train_on(round_number: int, version: str) -> str:
     if wired.catalog.model(model_id) is not None:
         return model_id
     dataset = require_dataset(wired, version)
-    train, validation = (load_split(wired, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
-    trained = train_classifier(
+    recipe = wired.settings.recipe
+    train, validation = (
+        load_items(wired, teaching_items(dataset, split, recipe.imported_until))
+        for split in (Split.TRAIN, Split.VALIDATION)
+    )
+    trained = task_of(recipe).train(
         train,
         validation,
         wired.settings.labels.class_names,
-        wired.settings.training,
+        recipe,
         seed=wired.settings.round.seed + round_number,
+        warm_start=starting_point(wired),
         on_epoch=_log_epoch,
     )
     wired.catalog.save_model(
@@ -89,36 +95,45 @@ def train_on(round_number: int, version: str) -> str:
             dataset_version=version,
             created_at=datetime.now(UTC),
             status=ModelStatus.CANDIDATE,
-            artifacts={"weights": put_model_file(wired.store, "weights.safetensors", classifier_bytes(trained))},
+            artifacts={"weights": put_model_file(wired.store, "weights.safetensors", model_bytes(trained))},
             metrics={
                 "train_labels": len(train),
                 "validation_labels": len(validation),
-                "embedding_dim": trained.metadata.network.embedding_dim,
-                **trained.metadata.validation,
+                "embedding_dim": trained.embedding_dim,
+                **trained.validation,
             },
         )
     )
     return model_id
 
 
-def load_split(wired: Services, dataset: DatasetVersion, split: Split) -> LabelledImages:
-    """Fetch and decode the images of one split, labels as class indices."""
+def starting_point(wired: Services) -> TrainedModel | None:
+    """Return what the recipe says to start from; None for fresh weights."""
+    recipe, incumbent = wired.settings.recipe, wired.catalog.released_model()
+    if recipe.start != "incumbent" or incumbent is None:
+        return None
+    return task_of(recipe).load(fetch_model_file(wired.store, incumbent.artifacts["weights"], wired.settings.cache_dir))
+
+
+def load_split(wired: Services, dataset: DatasetVersion, split: Split) -> LabelledFrames:
+    """Fetch and decode what one split holds."""
     return load_items(wired, [item for item in dataset.items if item.split is split])
 
 
-def load_items(wired: Services, items: Sequence[DatasetItem]) -> LabelledImages:
-    """Fetch and decode the items' images, labels as class indices."""
-    spec = wired.settings.labels
-    encoded = zip((i.sample_id for i in items), fetch_images(wired.store, [i.image_key for i in items]), strict=True)
-    images = decode_images(encoded, spec.height, spec.width)
-    return LabelledImages(images, np.array([spec.class_names.index(i.label["class"]) for i in items], np.int64))
+def load_items(wired: Services, items: Sequence[DatasetItem]) -> LabelledFrames:
+    """Fetch and decode the items' pictures at the model's size; their labels follow."""
+    labels, scale = wired.settings.labels, SCALE_LABEL[wired.settings.labels.kind]
+    frames = fetch_frames(wired, items)
+    sized = zip(items, frames.sizes.tolist(), strict=True)
+    scaled = [scale(item.label, labels.width / width, labels.height / height) for item, (height, width) in sized]
+    return LabelledFrames(frames.images, tuple(scaled))
 
 
-def classifier_bytes(model: TrainedClassifier) -> bytes:
-    """Serialise the classifier as safetensors."""
+def model_bytes(model: TrainedModel) -> bytes:
+    """Serialise the model's weights, as its kind keeps them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        persist_classifier(model, path)
+        model.persist(path)
         return path.read_bytes()
 
 
@@ -153,7 +168,7 @@ def _labelled_samples(wired: Services) -> list[LabelledSample]:
     answers: dict[str, list[AnnotationRow]] = {}
     for answer in wired.catalog.annotations():
         answers.setdefault(answer.sample_id, []).append(answer)
-    labelled = []
+    labelled, consensus = [], consensus_of(wired.settings.labels)
     for sample in samples:
         agreed = consensus(answers.get(sample.sample_id, []))
         row = chosen.get(sample.sample_id)
@@ -174,7 +189,7 @@ def _relate(wired: Services, samples: Sequence[Sample]) -> tuple[dict[str, str],
     if incumbent is None:
         return blocks, []
     policy, ids = wired.settings.selection, [sample.sample_id for sample in samples]
-    embeddings = view_samples(wired, incumbent, samples).embeddings
+    embeddings = see_samples(wired, incumbent, samples).embeddings
     clusters = near_duplicate_clusters(
         embeddings,
         [blocks[sample_id] for sample_id in ids],
@@ -193,10 +208,4 @@ def _relate(wired: Services, samples: Sequence[Sample]) -> tuple[dict[str, str],
 
 
 def _log_epoch(report: EpochReport) -> None:
-    get_run_logger().info(
-        "epoch %d of %d: loss %.3f, validation accuracy %.3f",
-        report.epoch,
-        report.epochs,
-        report.loss,
-        report.validation_accuracy,
-    )
+    get_run_logger().info(str(report))

@@ -6,7 +6,6 @@ Devices, people and models are played: answers are right with a given chance, ev
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from curate.catalog.images import encode_jpeg
 from curate.catalog.ingest import inspect_image, plan_admission
 from curate.catalog.labels import load_label_spec
 from curate.catalog.models import (
+    IMPORTED,
     AnnotationRow,
     ModelRow,
     ModelStatus,
@@ -42,13 +42,14 @@ from curate.settings import Settings
 from curate.storage.local import LocalBlobStore
 from curate.storage.s3 import S3Settings
 from flows._wiring import Services
-from flows.import_labels import IMPORTED
 from flows.sandbox.fashion_mnist import FashionMnist
-from flows.sandbox.heldout import HeldOutAccuracy
+from flows.sandbox.heldout import HeldOutScore
+from flows.sandbox.journal import Sighting, note
 from flows.sandbox.report import DemoFacts
 from flows.sandbox.script import DemoScript
 from flows.sandbox.world import CameraWorld, seed_samples
 from flows.sandbox.world_schedule import WorldConfig
+from flows.sandbox.worlds.fashion import FashionWorld
 
 OPENED = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 LABELS_FILE = Path(__file__).parents[1] / "configs" / "labels.yaml"
@@ -124,8 +125,7 @@ class Leftovers:
                 open_annotation=lambda: self.backend,
             ),
             script=DemoScript(seed=0),
-            world=self.world,
-            data=self._data,
+            world=FashionWorld(DemoScript(seed=0), self._data, self.root / "cache", self.world),
             wall_s=412.3,
             events=self.events(),
             prefect_runs=Counter({"completed": 31, "crashed": 1}),
@@ -150,10 +150,10 @@ class Leftovers:
         ]
         return [{"at": self.at(frame).isoformat(), "kind": kind, **facts} for frame, kind, facts in rows]
 
-    def scores(self) -> tuple[dict[str, HeldOutAccuracy], dict[int, HeldOutAccuracy]]:
-        def accuracy(number: int, less: float = 0.0) -> HeldOutAccuracy:
+    def scores(self) -> tuple[dict[str, HeldOutScore], dict[int, HeldOutScore]]:
+        def accuracy(number: int, less: float = 0.0) -> HeldOutScore:
             days = {f"{camera.camera_id}/day": DAY[number] - less for camera in self.world.cameras}
-            return HeldOutAccuracy({**days, f"{self.world.drift_camera}/dusk": DUSK[number] - less})
+            return HeldOutScore({**days, f"{self.world.drift_camera}/dusk": DUSK[number] - less})
 
         return {f"m{n}": accuracy(n) for n in range(3)}, {n: accuracy(n, 0.02 * n) for n in range(3)}
 
@@ -221,8 +221,9 @@ class Leftovers:
             skill = (DAY if frame.condition == "day" else DUSK)[number - 1]
             right = self.random.random() < skill
             predicted = frame.label if right else int((frame.label + self.random.integers(1, 10)) % 10)
-            line = {"frame": index, "release": RELEASES[number - 1], "predicted": predicted, "truth": frame.label}
-            journal.append(json.dumps({**line, "at": self.at(index).isoformat()}))
+            answers = ((1.0, predicted == frame.label),)
+            seen = Sighting(camera, index, RELEASES[number - 1], self.at(index), answers, mistakes=not answers[0][1])
+            journal.append(note(seen))
             dismissed = self.random.random() < (0.3 if not right else 0.03)
             if dismissed:
                 verdicts.append(self._verdict(camera, index, right, frame.label))

@@ -18,7 +18,7 @@ from label_studio_sdk.core.parse_error import ParsingError
 from label_studio_sdk.core.request_options import RequestOptions
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
-from curate.annotation.formats import format_of, import_request
+from curate.annotation.formats import format_of, image_size, import_request
 from curate.annotation.models import AnnotationTask, BackendAnnotation, CollectedAnnotations, SentTask
 from curate.annotation.settings import ImageStorageSettings, LabelStudioSettings
 from curate.catalog.labels import LabelSpec
@@ -37,10 +37,6 @@ _TASK_FIELDS = "id,data,updated_at"
 _ANSWER_FIELDS = "id,data,updated_at,annotations,result,was_cancelled,completed_by,created_at,lead_time"
 """Naming the fields, those of the annotations too, makes a page four times faster."""
 _PASSING_STATUS = frozenset({408, 409, 429})
-_INSTRUCTION = (
-    "<p>Choose the class of the object, with the mouse or its key. The choice that is set already is the camera's "
-    "guess; it is often wrong, or nobody would ask. <b>Skip</b> when it cannot be told.</p>"
-)
 
 
 class _Answer(BaseModel):
@@ -191,13 +187,15 @@ class LabelStudioBackend:
         return {
             "description": "Camera frames that Gleaner asks about. Managed by Gleaner: sent and collected by itself.",
             "label_config": self._format.label_config(self._labels),
-            "expert_instruction": _INSTRUCTION,
+            "expert_instruction": self._format.instruction,
             "show_instruction": False,
             # The queue is sent in order of rank. "Uncertainty sampling" turns random with a second annotator.
             "sampling": "Sequential sampling",
             "maximum_annotations": 1,
             "show_collab_predictions": True,
             "show_skip_button": True,
+            # For boxes "nothing is there" is an answer. A page that needs one says so itself.
+            "enable_empty_annotation": True,
             # One person's "cannot tell" settles the question, as it does in the ledger.
             "skip_queue": "IGNORE_SKIPPED",
         }
@@ -288,7 +286,7 @@ class LabelStudioBackend:
     def _read(self, task: _Task, answer: _Answer) -> dict[str, Any] | None:
         """One bad answer must not stop the others, and the round must not wait for it forever."""
         try:
-            return self._format.parse(answer.result or [], self._labels)
+            return self._format.parse(answer.result or [], self._labels, image_size(task.data))
         except AnnotationError as exc:
             _logger.warning("task %s, answer %s counts as skipped until it is corrected: %s", task.id, answer.id, exc)
             return None

@@ -10,6 +10,14 @@ from curate.contracts.prediction import Prediction
 
 
 @dataclass(frozen=True)
+class ImageSize:
+    """Of the captured image, in pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class AnnotationTask:
     """One question for a person: an image, what the device thought of it, and why it is asked."""
 
@@ -22,6 +30,14 @@ class AnnotationTask:
     pre_annotation: Prediction | None
     context: dict[str, str] = field(default_factory=dict)
     """What an annotator may want to read beside the image: camera, frame, time, reasons."""
+    blind: bool = False
+    """Ask without showing what the device thought: people lean towards what they are shown, so an answer that measures
+    the model must not have seen the model's."""
+
+    @property
+    def size(self) -> ImageSize:
+        """The image's size."""
+        return ImageSize(self.width, self.height)
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class SentTask:
 class BackendAnnotation:
     """One person's answer as collected. `label` is kind-specific JSON, None when the task was skipped.
 
-    For classification `label` is `{"class": name}`.
+    For classification `label` is `{"class": name}`, for detection `{"boxes": [{"class": name, "x_min": ...}, ...]}`.
     """
 
     annotation_id: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,34 @@ MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
 
 
-def decode_images(encoded: Iterable[tuple[str, bytes]], height: int, width: int) -> Images:
-    """Decode `(sample_id, JPEG or PNG bytes)` pairs to uint8 [N, height, width, 3], scaled where the size differs.
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Pictures at the size a model takes, with the size they had."""
+
+    images: Images
+    """uint8 [N, H, W, 3]."""
+    sizes: NDArray[np.int64]
+    """Height and width before scaling, [N, 2]."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.images)
+
+
+def decode_frames(encoded: Iterable[tuple[str, bytes]], height: int, width: int) -> Frames:
+    """Decode `(sample_id, JPEG or PNG bytes)` pairs, scaled to `height` and `width` where the size differs.
 
     Raises:
         CatalogError: bytes are no readable image; names the sample.
     """
-    frames = [_decode(name, data, (width, height)) for name, data in encoded]
-    return np.stack(frames) if frames else np.zeros((0, height, width, 3), np.uint8)
+    images: list[Images] = []
+    sizes: list[tuple[int, int]] = []
+    for name, data in encoded:  # one at a time: full-size pictures of a whole round would not fit
+        picture = _decode(name, data)
+        images.append(_pixels(picture, (width, height)))
+        sizes.append((picture.height, picture.width))
+    stacked = np.stack(images) if images else np.zeros((0, height, width, 3), np.uint8)
+    return Frames(stacked, np.array(sizes, np.int64).reshape(-1, 2))
 
 
 def load_image(path: Path) -> Images:
@@ -34,7 +55,7 @@ def load_image(path: Path) -> Images:
     Raises:
         CatalogError: not a readable picture.
     """
-    return _decode(path.name, path.read_bytes(), None)
+    return np.asarray(_decode(path.name, path.read_bytes()), np.uint8)
 
 
 def encode_jpeg(image: Images) -> bytes:
@@ -44,14 +65,16 @@ def encode_jpeg(image: Images) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(name: str, data: bytes, size: tuple[int, int] | None) -> Images:
+def _decode(name: str, data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise CatalogError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-            picture = image.convert("RGB")
-            if size is not None and picture.size != size:
-                picture = picture.resize(size, Image.Resampling.BILINEAR)
-            return np.asarray(picture, np.uint8)
+            return image.convert("RGB")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as exc:
         raise CatalogError(f"{name} is not a readable image: {exc}") from exc
+
+
+def _pixels(picture: Image.Image, size: tuple[int, int]) -> Images:
+    scaled = picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(scaled, np.uint8)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from curate.errors import ConfigError
+
+FEWEST_CLASSES: Final[Mapping[str, int]] = {"classification": 2, "detection": 1}
+"""A classifier has to choose; a detector may look for one thing only."""
 
 
 class LabelSpec(BaseModel):
@@ -17,7 +21,7 @@ class LabelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["classification", "detection"] = "classification"
-    class_names: tuple[str, ...] = Field(min_length=2)
+    class_names: tuple[str, ...] = Field(min_length=1)
     height: int = Field(ge=8, le=4096)
     width: int = Field(ge=8, le=4096)
 
@@ -25,6 +29,12 @@ class LabelSpec(BaseModel):
     def _distinct(self) -> Self:
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names repeat")
+        return self
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if len(self.class_names) < (fewest := FEWEST_CLASSES[self.kind]):
+            raise ValueError(f"{self.kind} needs at least {fewest} class_names")
         return self
 
 

@@ -14,6 +14,9 @@ from curate.contracts.ids import BootId, DeviceId, batch_id
 from curate.contracts.prediction import Prediction
 from curate.contracts.telemetry import DeviceCounters, ReportedState
 
+IMPORTED = "imported"
+"""The device id of samples that no device captured."""
+
 
 class SampleStatus(StrEnum):
     """Where a sample stands. Only `POOL` samples can be selected."""

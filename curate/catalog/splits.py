@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalog.models import DatasetItem, DatasetVersion, Sample, SelectionRole, Split
+from curate.catalog.models import IMPORTED, DatasetItem, DatasetVersion, Sample, SelectionRole, Split
 
 _TEACHING = frozenset({Split.TRAIN, Split.VALIDATION})
 
@@ -41,6 +41,19 @@ class LabelledSample:
     role: SelectionRole
     label: dict[str, Any]
     inclusion_probability: float | None = None
+
+
+def teaching_items(dataset: DatasetVersion, split: Split, imported_until: int | None) -> list[DatasetItem]:
+    """Return what one split teaches with.
+
+    Imported labels leave as soon as `imported_until` labels of the field train: pictures from elsewhere, or made up,
+    are a start, and a distraction afterwards. None keeps them for good.
+    """
+    items = [item for item in dataset.items if item.split is split]
+    from_field = sum(item.split is Split.TRAIN and item.device_id != IMPORTED for item in dataset.items)
+    if imported_until is None or from_field < imported_until:
+        return items
+    return [item for item in items if item.device_id != IMPORTED]
 
 
 def assign_groups(samples: Iterable[Sample], clusters: Mapping[str, int], block_s: float) -> dict[str, str]:

@@ -1,17 +1,19 @@
-"""Running an exported classifier in ONNX Runtime, as a device would."""
+"""Running an exported model in ONNX Runtime, as a device would."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
+from curate.contracts.release import ModelSpec
 from curate.errors import CompressionError
 
 RUNTIME_ERRORS = (
@@ -26,21 +28,20 @@ RUNTIME_ERRORS = (
 """What ONNX Runtime raises; these classes share no base but Exception."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """`probabilities` float32 [N, K] and `embeddings` float32 [N, D], row by row for the same frames."""
+Outputs = Mapping[str, NDArray[np.float32]]
+"""Each output of a model by name, row by row for the same frames."""
 
-    probabilities: NDArray[np.float32]
-    embeddings: NDArray[np.float32]
+_PIXELS_A_BATCH = 2**20
+_LARGEST_BATCH = 128
 
 
-class OnnxClassifier:
-    """One ONNX file as a classifier. Reads the file once; a later change on disk does not reach it."""
+class OnnxModel:
+    """One ONNX file of ours, whatever its kind. Reads the file once; a later change on disk does not reach it."""
 
     def __init__(self, path: Path, *, threads: int = 1, optimise: bool = True) -> None:
         """Load `path`. `optimise=False` runs the graph node by node as written: quantised layers then compute in float.
 
-        Raises CompressionError when the file is missing or no classifier of ours.
+        Raises CompressionError when the file is missing or no model of ours.
         """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -53,30 +54,54 @@ class OnnxClassifier:
         try:
             self._session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
             metadata = self._session.get_modelmeta().custom_metadata_map
-            self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
-            height, width, channels = json.loads(metadata["frame_shape"])
+            self.spec = _read_spec(metadata, {output.name: output.shape for output in self._session.get_outputs()})
         except (OSError, KeyError, ValueError, *RUNTIME_ERRORS) as exc:
-            raise CompressionError(f"{path.name} is not a usable classifier: {exc}") from exc
-        self.frame_shape: tuple[int, int, int] = (height, width, channels)
+            raise CompressionError(f"{path.name} is not a usable model: {exc}") from exc
+        self.output_names: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
 
-    def predict(self, images: NDArray[np.uint8], *, batch_size: int = 128) -> Predictions:
-        """Probabilities and embeddings of uint8 frames [N, H, W, 3], in batches; N may be 0.
+    @property
+    def kind(self) -> str:
+        """Kind of its predictions."""
+        return self.spec.kind
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one frame."""
+        return self.spec.height, self.spec.width, self.spec.channels
+
+    def run(self, images: NDArray[np.uint8], *, batch_size: int | None = None) -> Outputs:
+        """Answer uint8 frames [N, H, W, 3], in batches that keep the memory bounded; N may be 0.
 
         Raises CompressionError when the frames do not fit the model.
         """
         if images.dtype != np.uint8 or images.shape[1:] != self.frame_shape:
             raise CompressionError(f"frames are {images.dtype} {images.shape[1:]}, the model takes {self.frame_shape}")
-        parts = [self._run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-        parts = parts or [self._run(images)]
-        probabilities, embeddings = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Predictions(probabilities, embeddings)
+        height, width, _ = self.frame_shape
+        size = batch_size or min(_LARGEST_BATCH, max(1, _PIXELS_A_BATCH // (height * width)))
+        parts = [self._run(images[start : start + size]) for start in range(0, max(1, len(images)), size)]
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return dict(zip(self.output_names, columns, strict=True))
 
-    def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         try:
-            probabilities, embeddings = self._session.run(["probabilities", "embedding"], {"images": images})
+            answers: list[NDArray[np.float32]] = self._session.run(list(self.output_names), {"images": images})
         except RUNTIME_ERRORS as exc:
             raise CompressionError(f"the model failed on {len(images)} frames: {exc}") from exc
-        return probabilities, embeddings
+        return answers
+
+
+def _read_spec(metadata: Mapping[str, str], shapes: Mapping[str, list[Any]]) -> ModelSpec:
+    height, width, channels = json.loads(metadata["frame_shape"])
+    return ModelSpec.model_validate(
+        {
+            "kind": metadata["kind"],
+            "class_names": json.loads(metadata["class_names"]),
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "embedding_dim": shapes["embedding"][-1],
+        }
+    )
 
 
 def measure_latency(path: Path, image: NDArray[np.uint8], *, repeats: int = 50) -> float:
@@ -84,13 +109,13 @@ def measure_latency(path: Path, image: NDArray[np.uint8], *, repeats: int = 50) 
 
     The median, because on a shared machine the mean measures the neighbours.
     """
-    classifier = OnnxClassifier(path, threads=1)
+    model = OnnxModel(path, threads=1)
     frame = image[None]
     for _ in range(10):
-        classifier.predict(frame)
+        model.run(frame)
     durations_ms = []
     for _ in range(repeats):
         started = time.perf_counter()
-        classifier.predict(frame)
+        model.run(frame)
         durations_ms.append((time.perf_counter() - started) * 1e3)
     return float(np.median(durations_ms))

@@ -14,20 +14,25 @@ Probabilities = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Parity:
-    """Agreement of two classifiers on the same `n` frames.
+    """How far int8 answers the same `n` frames as float does.
 
-    `top1_agreement` is the share with the same winner; `mean_kl` is KL(float || int8) in nats; `max_abs_difference` is
-    the largest change of any probability. With n = 0 all three are NaN.
+    `agreement` in [0, 1] is what people notice and the gate asks for; `divergence` >= 0 breaks ties between schemes;
+    `max_abs_difference` is the largest change of any probability. What the first two are depends on the kind: see its
+    `evaluate_parity`. With n = 0 all three are NaN.
     """
 
-    top1_agreement: float
-    mean_kl: float
+    agreement: float
+    divergence: float
     max_abs_difference: float
     n: int
 
 
-def evaluate_parity(float_probabilities: Probabilities, int8_probabilities: Probabilities) -> Parity:
-    """Compare two [N, K] arrays of probabilities row by row. Raises CompressionError when the shapes differ."""
+def compare_distributions(float_probabilities: Probabilities, int8_probabilities: Probabilities) -> Parity:
+    """Compare two [N, K] arrays of class distributions row by row.
+
+    The agreement is the share of rows with the same winner, the divergence is the mean KL(float || int8) in nats.
+    Raises CompressionError when the shapes differ.
+    """
     if float_probabilities.shape != int8_probabilities.shape or float_probabilities.ndim != 2:
         raise CompressionError(f"cannot compare {float_probabilities.shape} with {int8_probabilities.shape}")
     count = len(float_probabilities)
@@ -37,8 +42,8 @@ def evaluate_parity(float_probabilities: Probabilities, int8_probabilities: Prob
     candidate = np.maximum(int8_probabilities.astype(np.float64), 1e-9)
     divergence = (reference * (np.log(reference) - np.log(candidate))).sum(axis=1)
     return Parity(
-        top1_agreement=float(np.mean(float_probabilities.argmax(axis=1) == int8_probabilities.argmax(axis=1))),
-        mean_kl=float(max(0.0, divergence.mean())),
+        agreement=float(np.mean(float_probabilities.argmax(axis=1) == int8_probabilities.argmax(axis=1))),
+        divergence=float(max(0.0, divergence.mean())),
         max_abs_difference=float(np.abs(reference - candidate).max()),
         n=count,
     )

@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from curate.compression.inference import OnnxClassifier
-from curate.compression.parity import Parity, evaluate_parity
+from curate.compression.inference import OnnxModel
+from curate.compression.kinds import kind_of
+from curate.compression.parity import Parity
 from curate.errors import CompressionError
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ _log = logging.getLogger(__name__)
 _WEIGHTED_TYPES = ("Conv", "Gemm", "MatMul")
 _QUANTISED_TYPES = (*_WEIGHTED_TYPES, "MaxPool", "AveragePool")
 _LINEAR_TYPES = ("Gemm", "MatMul")
-_CALIBRATION_CHUNK = 32
+_LARGEST_CHUNK = 32
+_CHUNK_PIXELS = 2**18
 _FEWEST_IMAGES = 8
 
 
@@ -98,29 +100,30 @@ def quantize_int8(
     max_calibration_images: int = 256,
     threads: int = 2,
 ) -> QuantizationResult:
-    """Quantise `float_path` to `out_path`, keeping the scheme with the best top-1 agreement, then the smallest mean KL.
+    """Quantise `float_path` to `out_path`, keeping the scheme with the best agreement, then the smallest divergence.
 
     Images are uint8 [N, H, W, 3], unlabelled, as the cameras send them. Candidates are judged on
     `validation_images`; without any, on a third of the calibration images held back. Deterministic. Raises
     CompressionError for fewer than 8 images to calibrate on, or when no scheme gives a model that runs.
     """
     calibration, held_back = _split(calibration_images, validation_images, max_calibration_images)
-    reference = OnnxClassifier(float_path, threads=threads).predict(held_back).probabilities
+    original = OnnxModel(float_path, threads=threads)
+    kind, reference = kind_of(original), original.run(held_back)
     tried: list[tuple[QuantizationScheme, Parity]] = []
     with tempfile.TemporaryDirectory(prefix="gleaner-int8-") as folder:
         prepared = _preprocess(float_path, Path(folder))
         for scheme in schemes:
             candidate = _candidate_path(Path(folder), scheme)
             if _try_scheme(prepared, scheme, calibration, candidate, every_device_has_vnni):
-                answers = OnnxClassifier(candidate, threads=threads).predict(held_back).probabilities
-                tried.append((scheme, evaluate_parity(reference, answers)))
+                answers = OnnxModel(candidate, threads=threads).run(held_back)
+                tried.append((scheme, kind.evaluate_parity(reference, answers)))
         if not tried:
             raise CompressionError("no quantisation scheme gave a model that runs")
-        scheme, parity = min(tried, key=lambda pair: (-pair[1].top1_agreement, pair[1].mean_kl))
+        scheme, parity = min(tried, key=lambda pair: (-pair[1].agreement, pair[1].divergence))
         payload = _candidate_path(Path(folder), scheme).read_bytes()
     _write_atomically(payload, out_path)
     saturation = saturation_share(onnx.load_model_from_string(payload))
-    _log.info("quantised", extra={"scheme": str(scheme), "top1_agreement": parity.top1_agreement})
+    _log.info("quantised", extra={"scheme": str(scheme), "agreement": parity.agreement})
     return QuantizationResult(scheme, parity, float_path.stat().st_size, len(payload), saturation, tuple(tried))
 
 
@@ -148,6 +151,7 @@ class _ChunkedReader(CalibrationDataReader):  # type: ignore[misc]
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         self._images = images
+        self._chunk = _chunk_of(images)
         self._cursor, self._end = 0, len(images)
 
     def __len__(self) -> int:
@@ -159,9 +163,14 @@ class _ChunkedReader(CalibrationDataReader):  # type: ignore[misc]
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         if self._cursor >= self._end:
             return None
-        batch = self._images[self._cursor : min(self._end, self._cursor + _CALIBRATION_CHUNK)]
+        batch = self._images[self._cursor : min(self._end, self._cursor + self._chunk)]
         self._cursor += len(batch)
         return {"images": batch}
+
+
+def _chunk_of(images: NDArray[np.uint8]) -> int:
+    """How many images to calibrate on at a time: large frames have large activations."""
+    return min(_LARGEST_CHUNK, max(1, _CHUNK_PIXELS // (images.shape[1] * images.shape[2])))
 
 
 def _split(
@@ -176,8 +185,8 @@ def _split(
             f"{len(images)} calibration images are too few", hint=f"give at least {2 * _FEWEST_IMAGES} frames"
         )
     count = min(limit, len(images))
-    if count > _CALIBRATION_CHUNK:
-        count -= count % _CALIBRATION_CHUNK
+    if count > (chunk := _chunk_of(images)):
+        count -= count % chunk
     return images[np.linspace(0, len(images) - 1, count).round().astype(np.int64)], validation
 
 
@@ -199,7 +208,7 @@ def _try_scheme(
     every_device_has_vnni: bool,
 ) -> bool:
     """Write one candidate; False when ONNX Runtime cannot build it: the other schemes still get their chance."""
-    chunk = min(_CALIBRATION_CHUNK, len(calibration))
+    chunk = min(_chunk_of(calibration), len(calibration))
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the calibrators print their progress
             quantize_static(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curate.contracts.document import Document, UtcDatetime
 from curate.contracts.ids import SafeName
@@ -29,8 +30,23 @@ class FeedbackReason(StrEnum):
     OTHER = "other"
 
 
+class MarkedBox(Document):
+    """A box that a person drew, in pixels of the captured image."""
+
+    x_min: float = Field(ge=0.0)
+    y_min: float = Field(ge=0.0)
+    x_max: float
+    y_max: float
+
+    @model_validator(mode="after")
+    def _has_an_area(self) -> Self:
+        if self.x_max <= self.x_min or self.y_max <= self.y_min:
+            raise ValueError("the box has no area, or its corners are out of order")
+        return self
+
+
 class Feedback(Document):
-    """One verdict on one prediction, or on one box of it."""
+    """One verdict on one prediction, on one box of it, or on something it missed."""
 
     feedback_id: SafeName
     prediction_id: SafeName
@@ -40,6 +56,8 @@ class Feedback(Document):
     reason: FeedbackReason | None = None
     label: str | None = Field(default=None, max_length=256)
     box_id: SafeName | None = None
+    box: MarkedBox | None = None
+    """With `corrected` and a label: an object that has no box in the prediction."""
     user: str | None = Field(default=None, max_length=128)
     received_at: UtcDatetime
     frame_available: bool

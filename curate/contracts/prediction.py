@@ -56,12 +56,33 @@ class DetectedBox(Document):
             raise ValueError("box corners are out of order")
         return self
 
+    @property
+    def class_index(self) -> int:
+        """Index of the most probable class."""
+        return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
+
+    @property
+    def score(self) -> float:
+        """Probability of the most probable class."""
+        return max(self.probabilities)
+
 
 class DetectionPrediction(_Prediction):
-    """Zero or more boxes; none is a legitimate answer."""
+    """Zero or more boxes; none is a legitimate answer.
+
+    Faint boxes travel too, for precision-recall curves: only those from `score_threshold` on were shown to people.
+    """
 
     kind: Literal["detection"] = "detection"
     boxes: list[DetectedBox] = Field(default_factory=list)
+    score_threshold: Probability | None = None
+    """From this score on a box is shown; None means that all are."""
+
+    @property
+    def shown_boxes(self) -> tuple[DetectedBox, ...]:
+        """The boxes that people were shown, in their order."""
+        threshold = self.score_threshold or 0.0
+        return tuple(box for box in self.boxes if box.score >= threshold)
 
 
 Prediction = Annotated[ClassificationPrediction | DetectionPrediction, Field(discriminator="kind")]

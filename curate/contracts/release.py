@@ -27,6 +27,8 @@ class ModelSpec(Document):
     width: int = Field(ge=1)
     channels: int = Field(default=3, ge=1)
     embedding_dim: int = Field(ge=1)
+    score_threshold: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Detection: boxes are shown from this score on; None leaves it to the reader."""
 
 
 class ReleaseManifest(Document):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curate.selection.balance import allocate
+from curate.selection.balance import ROUNDING, allocate
 from curate.selection.base import Float64Array
 
 
@@ -19,6 +19,18 @@ class AuditDraw:
     inclusion_probability: float
     drawn: int
     available: int
+
+
+def size_audit(share: float, budget: float, costs: Float64Array) -> int:
+    """Return how many captures to audit so that they cost about that share of the budget, and never more than all.
+
+    `costs` float64 [E] are those of the eligible captures. The number is fixed before the draw, from the mean cost and
+    such that even the dearest would fit: drawing until a sum is spent would favour cheap frames and leave π unknown.
+    """
+    mean = float(costs.mean()) if len(costs) else 1.0
+    size = int(share * budget / mean + 0.5)
+    fitting = int(np.searchsorted(np.cumsum(np.sort(costs)[::-1]), budget + ROUNDING, side="right"))
+    return size if fitting == len(costs) else min(size, fitting)
 
 
 def draw_audit(

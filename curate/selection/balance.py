@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from curate.selection.base import IntArray, Utilities
+from curate.selection.base import Float64Array, IntArray, Utilities
 
 T = TypeVar("T")
+# Sums of costs such as 0.1 miss their total in the last bits; a budget is not overspent by that.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -41,34 +43,77 @@ def allocate(budget: int, weights: Mapping[str, float], capacities: Mapping[str,
 
 
 def pick_greedily(
-    utilities: Utilities, devices: Sequence[str], budget: int, quota: int, tie_order: IntArray
+    utilities: Utilities,
+    devices: Sequence[str],
+    budget: float,
+    quota: float,
+    tie_order: IntArray,
+    *,
+    costs: Float64Array | None = None,
+    per_cost: bool = False,
 ) -> list[Pick]:
-    """Pick min(budget, C) candidates by falling utility, at most `quota` a device while others are left.
+    """Pick candidates by falling utility while the budget lasts, at most `quota` a device while others are left.
+
+    `costs` float64 [C] > 0 counts in the unit of budget and quota (default 1 each: min(budget, C) picks). What no
+    longer fits is passed over for what still does. `per_cost` ranks by utility over cost instead.
 
     Lazy greedy (Minoux 1978): a stale utility is an upper bound, so the top of the heap is the best as soon as its
     refreshed utility stays on top. Exact for submodular coverage; with the quota (a partition matroid) the greedy
     choice keeps at least half of the best coverage. `tie_order` int64 [C] breaks equal utilities, lowest first.
     """
-    heap = [(-float(u), int(tie_order[i]), i) for i, u in enumerate(utilities.initial)]
-    taken: Counter[str] = Counter()
+    cost = np.ones(len(devices)) if costs is None else costs
+    price = cost if per_cost else np.ones(len(devices))
+    heap = [(-float(u / price[i]), int(tie_order[i]), i) for i, u in enumerate(utilities.initial)]
+    taken: dict[str, float] = dict.fromkeys(devices, 0.0)
+    spent = 0.0
     picks: list[Pick] = []
     blocked: list[tuple[float, int, int]] = []
     for limit in (quota, budget):
         heapq.heapify(heap)
-        while heap and len(picks) < budget:
+        while heap and spent < budget:
             _, tie, candidate = entry = heapq.heappop(heap)
-            if taken[devices[candidate]] >= limit:
+            if spent + cost[candidate] > budget + ROUNDING:
+                continue
+            if taken[devices[candidate]] + cost[candidate] > limit + ROUNDING:
                 blocked.append(entry)
                 continue
-            fresh = (-utilities.current(candidate), tie, candidate)
+            utility = utilities.current(candidate)
+            fresh = (-float(utility / price[candidate]), tie, candidate)
             if heap and fresh > heap[0]:
                 heapq.heappush(heap, fresh)
                 continue
             utilities.add(candidate)
-            taken[devices[candidate]] += 1
-            picks.append(Pick(candidate, -fresh[0], over_quota=taken[devices[candidate]] > quota))
+            spent += float(cost[candidate])
+            taken[devices[candidate]] += float(cost[candidate])
+            over_quota = taken[devices[candidate]] > quota + ROUNDING
+            picks.append(Pick(candidate, utility, over_quota))
         heap, blocked = blocked, []
     return picks
+
+
+def pick_within_budget(
+    open_utilities: Callable[[], Utilities],
+    devices: Sequence[str],
+    budget: float,
+    quota: float,
+    draw_tie_order: Callable[[], IntArray],
+    costs: Float64Array,
+    *,
+    weigh_cost: bool,
+) -> list[Pick]:
+    """Pick by utility and by utility over cost, and return the batch that is worth more (ties: by utility).
+
+    Either greedy alone can be arbitrarily bad when costs differ; the better of the two is within (1 - 1/e) / 2 of the
+    best batch for submodular utilities (budgeted coverage: Khuller, Moss & Naor 1999; the lazy form with this
+    guarantee: CELF, Leskovec et al. 2007, section 3). With equal costs both are one, and only one is run.
+    `weigh_cost` is False for utilities that say nothing of worth.
+    """
+    utilities, tie_order = open_utilities(), draw_tie_order()
+    plain = pick_greedily(utilities, devices, budget, quota, tie_order, costs=costs)
+    if not weigh_cost or not len(costs) or costs.min() == costs.max():
+        return plain
+    thrifty = pick_greedily(open_utilities(), devices, budget, quota, tie_order, costs=costs, per_cost=True)
+    return max((plain, thrifty), key=lambda picks: sum(pick.utility for pick in picks))
 
 
 def trim_evenly(scores: Sequence[float], devices: Sequence[str], limit: int) -> IntArray:

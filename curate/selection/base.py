@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.errors import SelectionError
 
@@ -19,6 +19,9 @@ Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+
+
+BudgetUnit = Literal["images", "boxes", "minutes"]
 
 
 class SampleRole(StrEnum):
@@ -43,7 +46,7 @@ class SelectionPolicy(BaseModel):
         default=0.3, ge=0, le=1, description="Share of the budget spent on uniformly random captures, kept held out."
     )
     explore_share: float = Field(
-        default=0.5, ge=0, le=1, description="Share of the active budget drawn at random among the distinct sights."
+        default=0.5, ge=0, le=1, description="Share of the active budget drawn at random from the random arm."
     )
     burst_duplicate_cosine: float = Field(
         default=0.9, gt=0, le=1, description="Two captures of one group at least this similar are one sight."
@@ -76,6 +79,21 @@ class SelectionPolicy(BaseModel):
     )
     max_radius: float = Field(default=1.0, gt=0, description="Kernel radius on the unit sphere with few labels.")
     min_radius: float = Field(default=0.5, gt=0, description="Floor of the kernel radius with many labels.")
+    budget_unit: BudgetUnit = Field(
+        default="images", description="What the budget counts; boxes and minutes need the pool's expected boxes."
+    )
+    seconds_per_image: float = Field(
+        default=4.0, ge=0, description="Time a person takes to open an image and look it over, boxes aside."
+    )
+    seconds_per_box: float = Field(
+        default=7.0, ge=0, description="Time a person takes for one box (7 s by extreme clicking, arXiv:1708.02750)."
+    )
+
+    @model_validator(mode="after")
+    def _minutes_cost_something(self) -> Self:
+        if self.budget_unit == "minutes" and self.seconds_per_image <= 0:
+            raise ValueError("seconds_per_image must be positive when the budget counts minutes")
+        return self
 
     def digest(self) -> str:
         """Return the SHA-256 (hex) of the policy's canonical JSON."""
@@ -86,42 +104,48 @@ class SelectionPolicy(BaseModel):
 class CandidatePool:
     """Unlabelled captures that may be chosen now; N rows, row i of every field is one capture.
 
-    `embeddings` float32 [N, D]; `probabilities` float32 [N, K], temperature-calibrated; `groups` the burst or
+    `embeddings` float32 [N, D]; `probabilities` float32 [N, K], temperature-calibrated, or None where a frame has no
+    one distribution (detection); `uncertainty` float64 [N] in [0, 1] or None, how unsure the model is of the frame: it
+    stands in for what would be computed from the probabilities, and without them it is needed; `groups` the burst or
     camera and time block; `random_probability` float64 [N], the inclusion probability recorded by the random arm,
     NaN where that arm did not pick the capture or where it must not be audited (for example, it belongs to an earlier
     period); `feedback` float64 [N] in [0, 1] or None, the evidence that the prediction is wrong (0 = no feedback);
-    `captured_s` float64 [N] seconds or None, which lets active picks keep clear of the scenes of audits.
+    `captured_s` float64 [N] seconds or None, which lets active picks keep clear of the scenes of audits;
+    `cost` float64 [N] > 0 or None, what a person spends on the capture in the policy's `budget_unit`
+    (`annotation_cost`), None where every capture costs one image.
     Raises `SelectionError` on mismatched lengths, wrong ranks or repeated ids; bad numbers inside a row are not an
     error but reported by `select_batch`, so that one broken capture cannot stop a round.
     """
 
     ids: tuple[str, ...]
     embeddings: Float32Array
-    probabilities: Float32Array
+    probabilities: Float32Array | None
     devices: tuple[str, ...]
     cameras: tuple[str, ...]
     groups: tuple[str, ...]
     random_probability: Float64Array
     feedback: Float64Array | None = None
     captured_s: Float64Array | None = None
+    uncertainty: Float64Array | None = None
+    cost: Float64Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
+        optional = {name: getattr(self, name) for name in _OPTIONAL}
         lengths = {
             "embeddings": len(self.embeddings),
-            "probabilities": len(self.probabilities),
             "devices": len(self.devices),
             "cameras": len(self.cameras),
             "groups": len(self.groups),
             "random_probability": len(self.random_probability),
-            "feedback": n if self.feedback is None else len(self.feedback),
-            "captured_s": n if self.captured_s is None else len(self.captured_s),
-        }
+        } | {name: len(column) for name, column in optional.items() if column is not None}
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong:
             raise SelectionError(f"the pool has {n} ids but other lengths elsewhere: {wrong}")
-        if n and (self.embeddings.ndim != 2 or self.probabilities.ndim != 2):
+        if n and not self.embeddings.ndim == 2 == (2 if self.probabilities is None else self.probabilities.ndim):
             raise SelectionError("embeddings and probabilities must be matrices, one row a capture")
+        if self.probabilities is None and self.uncertainty is None:
+            raise SelectionError("the pool has neither probabilities nor uncertainties")
         repeated = [sample_id for sample_id, count in Counter(self.ids).items() if count > 1]
         if repeated:
             raise SelectionError(f"the pool repeats ids: {', '.join(sorted(repeated)[:5])}")
@@ -135,14 +159,28 @@ class CandidatePool:
         return CandidatePool(
             ids=tuple(self.ids[i] for i in index),
             embeddings=self.embeddings[index],
-            probabilities=self.probabilities[index],
             devices=tuple(self.devices[i] for i in index),
             cameras=tuple(self.cameras[i] for i in index),
             groups=tuple(self.groups[i] for i in index),
             random_probability=self.random_probability[index],
-            feedback=None if self.feedback is None else self.feedback[index],
-            captured_s=None if self.captured_s is None else self.captured_s[index],
+            **{name: None if (column := getattr(self, name)) is None else column[index] for name in _OPTIONAL},
         )
+
+
+_OPTIONAL = ("probabilities", "feedback", "captured_s", "uncertainty", "cost")
+
+
+def annotation_cost(boxes: Float64Array, policy: SelectionPolicy) -> Float64Array | None:
+    """Return what N captures with that many (expected) boxes cost a person in the policy's unit; None for images.
+
+    An empty frame is looked at, too: it counts as one box.
+    """
+    costs: dict[BudgetUnit, Float64Array | None] = {
+        "images": None,
+        "boxes": np.maximum(boxes, 1.0),
+        "minutes": (policy.seconds_per_image + policy.seconds_per_box * boxes) / 60.0,
+    }
+    return costs[policy.budget_unit]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +224,7 @@ class SelectedSample:
 
     `inclusion_probability` is known for audit samples only (random arm times audit draw); `stands_for` counts the
     near-duplicates in the pool that this label speaks for, itself included; `nearest_labelled` is the cosine similarity
-    to the closest training label, None while there is none.
+    to the closest training label, None while there is none; `cost` counts in the selection's unit.
     """
 
     sample_id: str
@@ -199,6 +237,7 @@ class SelectedSample:
     stands_for: int
     inclusion_probability: float | None = None
     nearest_labelled: float | None = None
+    cost: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -211,7 +250,10 @@ class RejectedSample:
 
 @dataclass(frozen=True)
 class Selection:
-    """A ranked batch. `notes` says what had to give (a relaxed quota, too few candidates)."""
+    """A ranked batch. `notes` says what had to give (a relaxed quota, too few candidates).
+
+    `budget` and `spent` (never above it) count in `unit`.
+    """
 
     items: tuple[SelectedSample, ...]
     budget: int
@@ -221,6 +263,8 @@ class Selection:
     distinct_sights: int
     rejected: tuple[RejectedSample, ...] = ()
     notes: tuple[str, ...] = ()
+    unit: BudgetUnit = "images"
+    spent: float = 0.0
 
     @property
     def per_device(self) -> dict[str, int]:
@@ -237,17 +281,19 @@ class Selection:
 class QueryProblem:
     """What a strategy sees: N distinct sights, of which `candidates` may be asked.
 
-    `embeddings` float32 [N, D] and `labelled` float32 [M, D] have unit rows; `probabilities` float32 [N, K];
+    `embeddings` float32 [N, D] and `labelled` float32 [M, D] have unit rows; `probabilities` float32 [N, K] or None;
+    `uncertainty` float64 [N] in [0, 1] or None stands in for what would be computed from the probabilities;
     `weights` float64 [N] is each sight's tempered multiplicity; `evidence` float64 [N] in [0, 1] is feedback that the
     prediction is wrong; `candidates` int64 [C] indexes the N rows.
     """
 
     embeddings: Float32Array
-    probabilities: Float32Array
+    probabilities: Float32Array | None
     weights: Float64Array
     evidence: Float64Array
     candidates: IntArray
     labelled: Float32Array = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    uncertainty: Float64Array | None = None
 
 
 @runtime_checkable

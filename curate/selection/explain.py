@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from curate.selection.audit import AuditDraw
-from curate.selection.balance import interleave
+from curate.selection.balance import ROUNDING, interleave
 from curate.selection.base import SampleRole, SelectedSample, SelectionPolicy
 from curate.selection.sights import Sights
 
@@ -37,6 +37,7 @@ def audit_items(sights: Sights, draws: Sequence[AuditDraw]) -> list[SelectedSamp
             stands_for=1,
             inclusion_probability=draw.inclusion_probability,
             nearest_labelled=_nearest(sights, draw.row),
+            cost=float(sights.cost[draw.row]),
         )
         for draw in draws
     ]
@@ -55,6 +56,7 @@ def active_items(sights: Sights, picks: Sequence[ActivePick], policy: SelectionP
             cluster=int(sights.cluster[pick.row]),
             stands_for=1 if pick.caveats else int(sights.size[sights.cluster[pick.row]]),
             nearest_labelled=_nearest(sights, pick.row),
+            cost=float(sights.cost[pick.row]),
         )
         for pick in picks
     ]
@@ -65,7 +67,8 @@ def _explain(sights: Sights, pick: ActivePick, policy: SelectionPolicy) -> tuple
     row, size = pick.row, int(sights.size[sights.cluster[pick.row]])
     nearest = _nearest(sights, row)
     chosen_by = "explored at random" if pick.explored else policy.strategy
-    reasons = [f"{chosen_by}: {policy.uncertainty.replace('_', ' ')} uncertainty {sights.uncertainty[row]:.2f}"]
+    kind = f"{policy.uncertainty.replace('_', ' ')} " if sights.pool.uncertainty is None else ""
+    reasons = [f"{chosen_by}: {kind}uncertainty {sights.uncertainty[row]:.2f}"]
     if sights.evidence[row] > 0:
         reasons.append(f"a person's feedback says it is wrong (evidence {sights.evidence[row]:.2f})")
     if size > 1:
@@ -83,7 +86,9 @@ def ranked(audit: Sequence[SelectedSample], active: Sequence[SelectedSample]) ->
     return tuple(replace(item, rank=rank) for rank, item in enumerate(interleave(audit, active), start=1))
 
 
-def selection_notes(active: Sequence[ActivePick], audited: int, audit_size: int, budget: int) -> tuple[str, ...]:
+def selection_notes(
+    active: Sequence[ActivePick], audited: int, audit_size: int, left: float, policy: SelectionPolicy, budget: int
+) -> tuple[str, ...]:
     """Say what had to give in the whole batch."""
     notes = [
         f"{count} active picks {caveat}"
@@ -91,9 +96,9 @@ def selection_notes(active: Sequence[ActivePick], audited: int, audit_size: int,
     ]
     if audited < audit_size:
         notes.append(f"audit share of {audit_size} not reached: only {audited} random-arm captures were left")
-    if audited + len(active) < budget:
-        short = budget - audited - len(active)
-        notes.append(
-            f"{short} of {budget} labels unused: every other capture shares a burst or a sight with a test label"
-        )
+    if left > ROUNDING:
+        why = "shares a burst or a sight with a test label"
+        unit = "labels" if policy.budget_unit == "images" else policy.budget_unit
+        why = why if policy.budget_unit == "images" else f"costs more, or {why}"
+        notes.append(f"{left:.4g} of {budget} {unit} unused: every other capture {why}")
     return tuple(notes)

@@ -16,7 +16,7 @@ from curate.selection.base import (
     SelectionPolicy,
 )
 from curate.selection.diversity import near_duplicate_clusters, nearest_similarity, unit_rows
-from curate.selection.uncertainty import UNCERTAINTIES, raise_by_evidence
+from curate.selection.uncertainty import raise_by_evidence, rate_uncertainty
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,29 +29,40 @@ class Sights:
     size: IntArray  # [S] rows a sight stands for
     uncertainty: Float64Array  # [N], raised by feedback
     evidence: Float64Array  # [N]
+    cost: Float64Array  # [N], in the policy's unit; 1 when that is images
     training: Float32Array  # [M', D] unit embeddings of the training labels
     nearest_training: Float64Array  # [N] cosine, -1 when there are none
 
 
 def find_faults(pool: CandidatePool, labelled_ids: frozenset[str]) -> dict[int, str]:
     """Return why each unusable row is unusable, by row."""
-    probabilities, arm, feedback = pool.probabilities, pool.random_probability, pool.feedback
+    arm = pool.random_probability
     checks: list[tuple[str, BoolArray]] = [
         ("is labelled or queued already", np.array([i in labelled_ids for i in pool.ids], np.bool_)),
         ("embedding is not finite", _any(~np.isfinite(pool.embeddings))),
         ("embedding has no direction", ~_any(pool.embeddings != 0)),
-        ("probabilities are not finite", _any(~np.isfinite(probabilities))),
-        ("probabilities are not a distribution", ~(np.abs(probabilities.sum(axis=1) - 1) <= 0.01)),
-        ("a probability is negative", _any(probabilities < 0)),
         ("random-arm probability is outside (0, 1]", ~(np.isnan(arm) | ((arm > 0) & (arm <= 1)))),
+        *_optional_checks(pool),
     ]
-    if feedback is not None:
-        checks.append(("feedback evidence is outside [0, 1]", ~((feedback >= 0) & (feedback <= 1))))
     faults: dict[int, str] = {}
     for reason, mask in checks:
         for row in np.flatnonzero(mask).tolist():
             faults.setdefault(row, reason)
     return faults
+
+
+def _optional_checks(pool: CandidatePool) -> list[tuple[str, BoolArray]]:
+    checks: list[tuple[str, BoolArray]] = []
+    if (p := pool.probabilities) is not None:
+        checks.append(("probabilities are not finite", _any(~np.isfinite(p))))
+        checks.append(("probabilities are not a distribution", ~(np.abs(p.sum(axis=1) - 1) <= 0.01)))
+        checks.append(("a probability is negative", _any(p < 0)))
+    for name, column in (("feedback evidence", pool.feedback), ("uncertainty", pool.uncertainty)):
+        if column is not None:
+            checks.append((f"{name} is outside [0, 1]", ~((column >= 0) & (column <= 1))))
+    if pool.cost is not None:
+        checks.append(("cost is not a positive number", ~(np.isfinite(pool.cost) & (pool.cost > 0))))
+    return checks
 
 
 def read_sights(pool: CandidatePool, labelled: LabelledSet, policy: SelectionPolicy) -> Sights:
@@ -68,7 +79,10 @@ def read_sights(pool: CandidatePool, labelled: LabelledSet, policy: SelectionPol
         unit=unit,
         cluster=cluster,
         size=np.bincount(cluster),
-        uncertainty=raise_by_evidence(UNCERTAINTIES[policy.uncertainty](pool.probabilities), evidence),
+        uncertainty=raise_by_evidence(
+            rate_uncertainty(policy.uncertainty, pool.probabilities, pool.uncertainty), evidence
+        ),
+        cost=np.ones(len(pool)) if pool.cost is None or policy.budget_unit == "images" else pool.cost,
         evidence=evidence,
         training=training,
         nearest_training=nearest_similarity(unit, training),

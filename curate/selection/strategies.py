@@ -16,7 +16,7 @@ from curate.selection.base import (
     Utilities,
 )
 from curate.selection.diversity import CHUNK_ROWS, coverage_radius, nearest_similarity, rbf_kernel
-from curate.selection.uncertainty import UNCERTAINTIES, UncertaintyKind, raise_by_evidence
+from curate.selection.uncertainty import UncertaintyKind, raise_by_evidence, rate_uncertainty
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class UncertaintyStrategy:
 
     def utilities(self, problem: QueryProblem, rng: np.random.Generator) -> Utilities:  # noqa: ARG002 (the protocol's)
         """Return each candidate's uncertainty, raised by feedback against its prediction."""
-        uncertainty = UNCERTAINTIES[self.kind](problem.probabilities[problem.candidates])
-        return FixedUtilities(raise_by_evidence(uncertainty, problem.evidence[problem.candidates]))
+        uncertainty = rate_uncertainty(self.kind, problem.probabilities, problem.uncertainty)
+        return FixedUtilities(raise_by_evidence(uncertainty, problem.evidence)[problem.candidates])
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ class UHerdingStrategy:
     def utilities(self, problem: QueryProblem, rng: np.random.Generator) -> Utilities:  # noqa: ARG002 (the protocol's)
         """Return marginal gains of 1/W Σ_n w_n U(x_n) max_{s ∈ L or S} k(x_n, s), L the labelled set, W = Σ w_n."""
         radius = coverage_radius(problem.labelled, floor=self.min_radius, ceiling=self.max_radius)
-        uncertainty = raise_by_evidence(UNCERTAINTIES[self.kind](problem.probabilities), problem.evidence)
+        uncertainty = raise_by_evidence(
+            rate_uncertainty(self.kind, problem.probabilities, problem.uncertainty), problem.evidence
+        )
         weights = problem.weights * uncertainty / problem.weights.sum()
         kernel = rbf_kernel(problem.embeddings[problem.candidates], problem.embeddings, radius)
         covered: Float32Array = np.zeros(len(problem.embeddings), np.float32)
@@ -134,6 +136,8 @@ STRATEGIES: dict[str, Callable[[SelectionPolicy], QueryStrategy]] = {
     "least_confidence": lambda _: UncertaintyStrategy("least_confidence"),
     "random": lambda _: RandomStrategy(),
 }
+BLIND = frozenset({"random"})
+"""Strategies whose utilities are no benefit: weighing them against cost would only prefer what is cheap."""
 
 
 def _distance(cosine: Float64Array) -> Float64Array:

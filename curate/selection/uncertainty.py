@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from curate.errors import SelectionError
 from curate.selection.base import Float32Array, Float64Array
 
 UncertaintyKind = Literal["margin", "entropy", "least_confidence"]
@@ -43,6 +44,21 @@ UNCERTAINTIES: dict[UncertaintyKind, Callable[[Float32Array], Float64Array]] = {
     "entropy": entropy_uncertainty,
     "least_confidence": least_confidence_uncertainty,
 }
+
+
+def rate_uncertainty(
+    kind: UncertaintyKind, probabilities: Float32Array | None, uncertainty: Float64Array | None
+) -> Float64Array:
+    """Return how unsure each prediction is, float64 [N]: as given, else by that kind from its probabilities.
+
+    Raises:
+        SelectionError: neither is given.
+    """
+    if uncertainty is not None:
+        return np.asarray(uncertainty, np.float64)
+    if probabilities is None:
+        raise SelectionError("uncertainty needs the model's probabilities, or has to be given")
+    return UNCERTAINTIES[kind](probabilities)
 
 
 def raise_by_evidence(uncertainty: Float64Array, evidence: Float64Array) -> Float64Array:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,15 +9,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from curate.errors import TrainingError
 from curate.training.architectures import ConvNet, ServingModule
 from curate.training.data import Images
 from curate.training.recipe import NetworkShape
+from curate.training.weights import persist_weights, read_weights
 
 _HEADER_KEY = "gleaner.classifier"
 
@@ -46,8 +40,7 @@ class ClassifierMetadata(BaseModel):
 class TrainedClassifier:
     """A network in evaluation mode with its metadata. Treat both as immutable.
 
-    Its `kind`, `class_names`, `frame_shape`, `output_names` and `serving_module` are all that export asks of a
-    model, so another kind of model joins by offering the same five.
+    It is a `TrainedModel` (curate/training/tasks.py): another kind of model joins by offering the same.
     """
 
     kind: ClassVar[str] = "classification"
@@ -66,6 +59,20 @@ class TrainedClassifier:
         """Height, width and channels of one input frame."""
         return (self.metadata.height, self.metadata.width, 3)
 
+    @property
+    def embedding_dim(self) -> int:
+        """Length of a frame's embedding."""
+        return self.metadata.network.embedding_dim
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """What it scored on its validation split; empty if that had no labels."""
+        return self.metadata.validation
+
+    def persist(self, path: Path) -> None:
+        """Write it for `load_classifier`."""
+        persist_classifier(self, path)
+
     def serving_module(self) -> nn.Module:
         """Module from raw uint8 frames [N, H, W, 3] to `output_names`."""
         return ServingModule(self.network, self.metadata.temperature).eval()
@@ -78,23 +85,14 @@ class TrainedClassifier:
                 [module(batch) for batch in torch.split(torch.from_numpy(images), batch_size)] if len(images) else []
             )
         if not batches:
-            dimensions = self.metadata.network.embedding_dim
-            return np.zeros((0, len(self.class_names)), np.float32), np.zeros((0, dimensions), np.float32)
+            return np.zeros((0, len(self.class_names)), np.float32), np.zeros((0, self.embedding_dim), np.float32)
         probabilities, embeddings = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
         return probabilities, embeddings
 
 
 def persist_classifier(model: TrainedClassifier, path: Path) -> None:
     """Write the classifier as one safetensors file, atomically: a crash leaves the old file or the new one."""
-    weights = {name: value.detach().contiguous().cpu() for name, value in model.network.state_dict().items()}
-    payload = save(weights, metadata={_HEADER_KEY: model.metadata.model_dump_json()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_beside(path) as temporary:
-        with temporary.open("wb") as stream:
-            stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+    persist_weights(model.network, path, key=_HEADER_KEY, metadata_json=model.metadata.model_dump_json())
 
 
 def load_classifier(path: Path) -> TrainedClassifier:
@@ -102,25 +100,11 @@ def load_classifier(path: Path) -> TrainedClassifier:
 
     Raises TrainingError when the file is missing, damaged, or holds another kind of model.
     """
+    header, weights = read_weights(path, key=_HEADER_KEY, what="classifier")
     try:
-        with safe_open(path, framework="pt") as stored:
-            header = (stored.metadata() or {}).get(_HEADER_KEY)
-            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
-        if header is None:
-            raise TrainingError(f"{path.name} holds weights, but not of a Gleaner classifier")
-        metadata = ClassifierMetadata.model_validate(json.loads(header))
+        metadata = ClassifierMetadata.model_validate_json(header)
         network = ConvNet(metadata.network, len(metadata.class_names))
         network.load_state_dict(weights)
-    except (OSError, SafetensorError, ValidationError, ValueError, RuntimeError) as exc:
+    except (ValueError, RuntimeError) as exc:
         raise TrainingError(f"{path.name} is not a readable classifier: {exc}") from exc
     return TrainedClassifier(network.eval(), metadata)
-
-
-@contextlib.contextmanager
-def _temporary_beside(path: Path) -> Iterator[Path]:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)

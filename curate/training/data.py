@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,36 @@ Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class LabelledFrames:
+    """What every kind of model is trained on: frames uint8 [N, H, W, 3] at the model's size, and a label for each.
+
+    A label is what people settled on, as the catalog keeps it; boxes are in pixels of these frames. N may be 0.
+    """
+
+    images: Images
+    labels: tuple[Mapping[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError unless shapes and types are as documented."""
+        _verify_frames(self.images)
+        if len(self.labels) != len(self.images):
+            raise TrainingError(f"{len(self.images)} frames have {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        """Number of labelled frames."""
+        return len(self.labels)
+
+    @classmethod
+    def empty(cls, height: int, width: int) -> LabelledFrames:
+        """No labels at all, of a given frame size: a validation split that has nothing in it yet."""
+        return cls(np.zeros((0, height, width, 3), np.uint8), ())
+
+    def subset(self, indices: Sequence[int]) -> LabelledFrames:
+        """The frames at `indices`, in that order."""
+        return LabelledFrames(self.images[list(indices)], tuple(self.labels[index] for index in indices))
+
+
+@dataclass(frozen=True)
 class LabelledImages:
     """Frames uint8 [N, H, W, 3] with one class index each, int64 [N]. N may be 0."""
 
@@ -25,8 +57,7 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         """Raises TrainingError unless shapes and types are as documented."""
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
-            raise TrainingError(f"images are uint8 [N, H, W, 3], not {self.images.dtype} {self.images.shape}")
+        _verify_frames(self.images)
         if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
             raise TrainingError(f"labels are int64 [{len(self.images)}], not {self.labels.dtype} {self.labels.shape}")
 
@@ -38,6 +69,23 @@ class LabelledImages:
     def empty(cls, height: int, width: int) -> LabelledImages:
         """No labels at all, of a given frame size: a validation split that has nothing in it yet."""
         return cls(np.zeros((0, height, width, 3), np.uint8), np.zeros(0, np.int64))
+
+    @classmethod
+    def from_frames(cls, frames: LabelledFrames, class_names: tuple[str, ...]) -> LabelledImages:
+        """Labels `{"class": name}` as indices into `class_names`.
+
+        Raises TrainingError for a label that names no such class.
+        """
+        names = [str(label.get("class")) for label in frames.labels]
+        strange = sorted(set(names) - set(class_names))
+        if strange:
+            raise TrainingError(f"labels name {', '.join(strange)}, which is none of the {len(class_names)} classes")
+        return cls(frames.images, np.array([class_names.index(name) for name in names], np.int64))
+
+
+def _verify_frames(images: Images) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise TrainingError(f"images are uint8 [N, H, W, 3], not {images.dtype} {images.shape}")
 
 
 def augment(images: Tensor, strength: Augmentation, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -54,24 +54,58 @@ class Augmentation(BaseModel):
     cutout: float = Field(default=0.3, ge=0, le=0.8, description="side of the hidden square, share of the side")
 
 
-class TrainingRecipe(BaseModel):
-    """Everything that decides how a classifier is trained, apart from data and seed.
+class Pace(BaseModel):
+    """How far and how fast any training goes.
 
     An epoch is a fixed number of steps, not a pass over the labels: the time a round costs does not grow with them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: NetworkShape = NetworkShape()
-    augmentation: Augmentation = Augmentation()
     epochs: int = Field(default=10, ge=1)
     steps_per_epoch: int = Field(default=40, ge=1)
     batch_size: int = Field(default=64, ge=2)
     learning_rate: float = Field(default=8e-3, gt=0)
     warmup_share: float = Field(default=0.15, ge=0, lt=1, description="share of all steps with a rising rate")
     weight_decay: float = Field(default=0.05, ge=0)
+    ema_decay: float = Field(default=0.98, ge=0, lt=1, description="averaging of weights over steps")
+    threads: int = Field(default=2, ge=1, description="sums depend on it in the last bit, so it is part of the recipe")
+
+
+class Plugin(BaseModel):
+    """A user's own training in place of the built-in one of the same kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plugin: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="import path of a training task, `package.module:Name`; see docs/own-detector.md",
+    )
+    plugin_options: dict[str, Any] = Field(default_factory=dict, description="whatever the plug-in wants to be told")
+
+
+class Curriculum(BaseModel):
+    """What a round's training starts from, and what it still learns from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: Literal["scratch", "incumbent"] = Field(
+        default="scratch", description="incumbent: from the weights of the released model, if there is one"
+    )
+    imported_until: int | None = Field(
+        default=None,
+        ge=1,
+        description="from this many labels of the field on, imported ones teach no longer; null: they always do",
+    )
+
+
+class TrainingRecipe(Curriculum, Plugin, Pace):
+    """Everything that decides how a classifier is trained, apart from data and seed."""
+
+    kind: Literal["classification"] = "classification"
+    network: NetworkShape = NetworkShape()
+    augmentation: Augmentation = Augmentation()
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     mixup_alpha: float = Field(default=0.0, ge=0, description="Beta(alpha, alpha) of mixup; 0 = off")
-    ema_decay: float = Field(default=0.98, ge=0, lt=1, description="averaging of weights over steps")
     warm_start_keep: float = Field(default=0.5, ge=0, le=1, description="share of the old weights kept on a warm start")
-    threads: int = Field(default=2, ge=1, description="sums depend on it in the last bit, so it is part of the recipe")

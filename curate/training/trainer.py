@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from curate.errors import TrainingError
@@ -19,17 +16,8 @@ from curate.training.architectures import ConvNet, normalise
 from curate.training.calibration import fit_temperature
 from curate.training.classifier import ClassifierMetadata, TrainedClassifier
 from curate.training.data import Images, LabelledImages, augment
+from curate.training.loop import EpochReport, average, batches, isolated, parameter_groups, schedule
 from curate.training.recipe import TrainingRecipe
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """Where training stands: epoch from 1, mean training loss, validation accuracy (NaN without validation labels)."""
-
-    epoch: int
-    epochs: int
-    loss: float
-    validation_accuracy: float
 
 
 def train_classifier(
@@ -50,11 +38,12 @@ def train_classifier(
     start of another network shape.
     """
     _verify_inputs(train, validation, class_names, recipe.network.least_side)
-    with _isolated(seed, recipe.threads):
+    with isolated(seed, recipe.threads):
 
         def after_epoch(epoch: int, loss: float, averaged: ConvNet) -> None:
             if on_epoch is not None:
-                on_epoch(EpochReport(epoch, recipe.epochs, loss, _accuracy(averaged, validation)))
+                figures = {"accuracy": _accuracy(averaged, validation)}
+                on_epoch(EpochReport(epoch, recipe.epochs, loss, figures))
 
         network = _initial_network(recipe, class_names, warm_start)
         generator = torch.Generator().manual_seed(seed)
@@ -90,19 +79,6 @@ def _verify_inputs(
     labels = np.concatenate([train.labels, validation.labels])
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise TrainingError(f"labels {labels.min()}..{labels.max()} reach outside {len(class_names)} classes")
-
-
-@contextlib.contextmanager
-def _isolated(seed: int, threads: int) -> Iterator[None]:
-    """Own random stream and thread count, so that neither leaks out of training nor in."""
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads_before)
 
 
 def _initial_network(
@@ -148,75 +124,30 @@ def _fit(
 ) -> ConvNet:
     """The averaged network after all steps, not the best on validation: on a few dozen labels, best is mostly luck."""
     frames, labels = _as_tensors(train)
-    batches = _batches(len(train), recipe.batch_size, generator)
-    optimizer = torch.optim.AdamW(_parameter_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_of(recipe))
+    queue = batches(len(train), recipe.batch_size, generator)
+    optimizer = torch.optim.AdamW(parameter_groups(network.parameters(), recipe.weight_decay, recipe.learning_rate))
+    rate = schedule(optimizer, recipe)
     averaged = copy.deepcopy(network)
     for epoch in range(recipe.epochs):
         network.train()
         losses = []
         for step in range(recipe.steps_per_epoch):
-            chosen = next(batches)
+            chosen = next(queue)
             variant = augment(frames[chosen], recipe.augmentation, generator)
             loss = _loss(network, variant, labels[chosen], recipe, generator)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            schedule.step()
-            _average(averaged, network, recipe.ema_decay, epoch * recipe.steps_per_epoch + step)
+            rate.step()
+            average(averaged, network, recipe.ema_decay, epoch * recipe.steps_per_epoch + step)
             losses.append(loss.detach())
         after_epoch(epoch + 1, torch.stack(losses).mean().item(), averaged)
     return averaged.eval()
 
 
-def _average(averaged: ConvNet, network: ConvNet, decay: float, step: int) -> None:
-    """Exponential moving average of weights and batch-norm statistics.
-
-    The decay grows with the steps taken: an average that still remembers the random start is worse than none.
-    """
-    keep = min(decay, (step + 1) / (step + 10))
-    with torch.no_grad():
-        current = network.state_dict()
-        for name, value in averaged.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(current[name], 1.0 - keep)
-
-
 def _as_tensors(data: LabelledImages) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(data.images).permute(0, 3, 1, 2).to(torch.float32) / 255.0
     return pixels.contiguous(memory_format=torch.channels_last), torch.from_numpy(data.labels)
-
-
-def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless batches of indices; every label is seen equally often, whatever the batch size."""
-    queue = torch.zeros(0, dtype=torch.int64)
-    while True:
-        while len(queue) < batch_size:
-            queue = torch.cat([queue, torch.randperm(count, generator=generator)])
-        yield queue[:batch_size]
-        queue = queue[batch_size:]
-
-
-def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights decay; biases and batch-norm scales, which set no complexity, do not."""
-    parameters = list(network.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _rate_of(recipe: TrainingRecipe) -> Callable[[int], float]:
-    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
-    total = recipe.epochs * recipe.steps_per_epoch
-    warmup = max(1, round(total * recipe.warmup_share))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-
-    return factor
 
 
 def _loss(
@@ -242,8 +173,8 @@ def _logits(network: ConvNet, images: Images) -> Tensor:
     if len(images) == 0:
         return torch.zeros((0, network.head.out_features))
     with torch.no_grad():
-        batches = torch.split(torch.from_numpy(images), 256)
-        return torch.cat([network(normalise(batch.permute(0, 3, 1, 2).to(torch.float32)))[0] for batch in batches])
+        parts = torch.split(torch.from_numpy(images), 256)
+        return torch.cat([network(normalise(part.permute(0, 3, 1, 2).to(torch.float32)))[0] for part in parts])
 
 
 def _accuracy(network: ConvNet, validation: LabelledImages) -> float:

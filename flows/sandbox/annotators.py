@@ -1,7 +1,8 @@
 """Simulated annotators: they answer Label Studio's queue through its API, in order, with a few mistakes and skips.
 
-What they answer is a function of the seed and the sample, so a restarted process answers the same. A task is looked at
-again before it is answered whenever an earlier answer to it got lost on the way.
+What a person of some world answers is its `Annotator`'s; the queue is the same for all. An answer is a function of the
+seed and the sample, so a restarted process answers the same. A task is looked at again before it is answered whenever
+an earlier answer to it got lost on the way.
 """
 
 from __future__ import annotations
@@ -9,41 +10,37 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import numpy as np
 from pydantic import Field
 
-from curate.annotation.formats import FORMATS
-from flows.sandbox.simulator import SimulatorConfig, load_simulator_config, stop_event
+from flows.sandbox.simulator import SimulatorConfig, stop_event
 from flows.sandbox.stack_config import PROJECT_TITLE
-from flows.sandbox.world_schedule import Schedule, WorldConfig
 
 log = logging.getLogger(__name__)
 
-_FORMAT = FORMATS["classification"]
-
-TruthOf = Callable[[Mapping[str, Any]], int]
-"""A task's data to the true class index."""
+Regions = list[dict[str, Any]]
+"""Label Studio's `result`."""
+ViewImage = Callable[[], bytes]
+"""The task's picture as the labeling page shows it. Raises httpx.HTTPError."""
 
 
 class AnnotatorsConfig(SimulatorConfig):
-    """Where they work and how well."""
+    """Where they work, how well and how fast."""
 
-    world: WorldConfig
+    seed: int = 0
     url: str
     token: str = Field(repr=False)
-    class_names: tuple[str, ...] = Field(min_length=2)
+    class_names: tuple[str, ...] = Field(min_length=1)
     project_title: str = PROJECT_TITLE
-    error_rate: float = Field(default=0.02, ge=0, le=1)
     skip_rate: float = Field(default=0.01, ge=0, le=1)
     poll_s: float = Field(default=1.0, gt=0)
     """Pause while the queue is empty or the server is away."""
@@ -55,38 +52,29 @@ class AnnotatorsConfig(SimulatorConfig):
     stop_file: Path | None = None
 
 
-def decide_answer(config: AnnotatorsConfig, sample_id: str, truth: int) -> str | None:
-    """Return the class an annotator chooses for this sample, None for a skip."""
-    digest = hashlib.sha256(f"{config.world.seed}/{sample_id}".encode()).digest()
-    rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
-    if rng.random() < config.skip_rate:
-        return None
-    if rng.random() < config.error_rate:
-        # Anything but the truth, equally likely.
-        truth = (truth + int(rng.integers(1, len(config.class_names)))) % len(config.class_names)
-    return config.class_names[truth]
+class Annotator(Protocol):
+    """A person of one world, asked from several threads."""
+
+    def answer(self, data: Mapping[str, Any], view: ViewImage) -> Regions | None:
+        """Return what the person marks for a task's data, None for a skip.
+
+        Raises KeyError or ValueError for a task that does not come from this world.
+        """
 
 
-class WorldTruth:
-    """The true class of the frame that a task asks about, by its `camera` and `frame`."""
-
-    def __init__(self, world: WorldConfig) -> None:
-        self._schedules = {camera.camera_id: Schedule(world, camera.camera_id) for camera in world.cameras}
-        self._looking = threading.Lock()
-
-    def __call__(self, data: Mapping[str, Any]) -> int:
-        """Look it up. Raises KeyError or ValueError for a task that does not come from this world."""
-        with self._looking:  # a schedule grows as it is read
-            return self._schedules[data["camera"]].burst_at(int(data["frame"])).label
+def draw_for(seed: int, sample_id: str) -> np.random.Generator:
+    """Return the chance that goes with one sample: the same in every process."""
+    digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
 class Annotators:
     """The people in front of Label Studio; each takes the next task of the queue."""
 
-    def __init__(self, config: AnnotatorsConfig, client: httpx.Client, truth_of: TruthOf) -> None:
+    def __init__(self, config: AnnotatorsConfig, client: httpx.Client, person: Annotator) -> None:
         self._config = config
         self._client = client
-        self._truth_of = truth_of
+        self._person = person
         self._project_id: int | None = None
         self._in_doubt: set[int] = set()
         self._settled: set[int] = set()
@@ -136,7 +124,7 @@ class Annotators:
     def _answer(self, task: Mapping[str, Any]) -> bool:
         task_id = int(task["id"])
         try:
-            choice = decide_answer(self._config, task["data"]["sample_id"], self._truth_of(task["data"]))
+            regions = self._person.answer(task["data"], lambda: self._view(task_id))
         except (KeyError, ValueError) as exc:
             log.warning("task %d is not about this world: %r", task_id, exc)
             self._settled.add(task_id)
@@ -145,15 +133,25 @@ class Annotators:
             self._in_doubt.discard(task_id)
             return False
         self._in_doubt.add(task_id)
-        answer = self._client.post(f"/api/tasks/{task_id}/annotations/", json=_annotation(choice))
+        answer = self._client.post(f"/api/tasks/{task_id}/annotations/", json=_annotation(regions))
         if answer.status_code == httpx.codes.NOT_FOUND:  # a duplicate that was deleted meanwhile
             self._in_doubt.discard(task_id)
             return False
         answer.raise_for_status()
         self._in_doubt.discard(task_id)
         with self._counting:
-            self.given["skipped" if choice is None else "answered"] += 1
+            self.given["skipped" if regions is None else "answered"] += 1
         return True
+
+    def _view(self, task_id: int) -> bytes:
+        """Fetch the picture from where Label Studio leads a browser."""
+        try:
+            address = self._get(f"/api/tasks/{task_id}/")["data"]["image"]
+        except (KeyError, ValueError) as exc:  # half an answer of a dying server says nothing about the task
+            raise httpx.DecodingError(f"task {task_id}: {exc!r}") from exc
+        picture = self._client.get(address)
+        picture.raise_for_status()
+        return picture.content
 
     def _is_answered(self, task_id: int) -> bool:
         answer = self._client.get(f"/api/tasks/{task_id}/")
@@ -171,22 +169,21 @@ class Annotators:
         return body
 
 
-def _annotation(choice: str | None) -> dict[str, Any]:
-    regions = _FORMAT.encode({"class": choice}) if choice is not None else []
-    return {"result": regions, "was_cancelled": choice is None, "lead_time": 1.0}
+def _annotation(regions: Regions | None) -> dict[str, Any]:
+    return {"result": regions or [], "was_cancelled": regions is None, "lead_time": 1.0}
 
 
 def _is_zero(column: str) -> dict[str, Any]:
     return {"filter": f"filter:tasks:{column}", "operator": "equal", "type": "Number", "value": 0}
 
 
-def run_annotators(config: AnnotatorsConfig, stopping: threading.Event, truth_of: TruthOf) -> Counter[str]:
+def run_annotators(config: AnnotatorsConfig, stopping: threading.Event, person: Annotator) -> Counter[str]:
     """Answer whatever is asked until `stopping` is set or the stop file appears; return what was given."""
     headers = {"Authorization": f"Token {config.token}"}
     with httpx.Client(
         base_url=config.url.rstrip("/"), headers=headers, timeout=config.timeout_s, follow_redirects=True
     ) as client:
-        annotators = Annotators(config, client, truth_of)
+        annotators = Annotators(config, client, person)
         while not stopping.is_set() and not (config.stop_file is not None and config.stop_file.exists()):
             started_s = time.monotonic()
             try:
@@ -201,15 +198,9 @@ def run_annotators(config: AnnotatorsConfig, stopping: threading.Event, truth_of
     return annotators.given
 
 
-def main(argv: list[str]) -> int:
-    """Annotate until stopped."""
+def annotate_until_stopped(config: AnnotatorsConfig, person: Annotator) -> None:
+    """Annotate until stopped. Call from the main thread."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    config = load_simulator_config(argv, AnnotatorsConfig)
-    given = run_annotators(config, stop_event(), WorldTruth(config.world))
+    given = run_annotators(config, stop_event(), person)
     log.info("answers given: %s", dict(given))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

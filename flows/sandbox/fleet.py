@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -41,13 +43,17 @@ class AgentSite:
         return [sys.executable, "-m", "edge_agent.cli", "run", "--config", str(self.config_file)]
 
 
-def write_agent_config(site: AgentSite, *, bucket: str, credentials_file: Path, root_file: Path) -> None:
-    """Write the agent's configuration: what an installer would put on a real device."""
-    site.frames_dir.mkdir(parents=True, exist_ok=True)
+def write_agent_config(
+    site: AgentSite, *, bucket: str, credentials_file: Path, root_file: Path, sections: Mapping[str, Any]
+) -> None:
+    """Write the agent's configuration: what an installer would put on a real device.
+
+    `sections` are the world's: `camera`, and what else goes with it.
+    """
+    site.folder.mkdir(parents=True, exist_ok=True)
     document = {
         "device_id": site.device_id,
         "state_dir": str(site.folder / "state"),
-        "camera": {"camera_id": site.device_id, "kind": "folder", "path": str(site.frames_dir), "max_lag_frames": 300},
         "bucket": {
             "kind": "s3",
             "endpoint_url": site.bucket_endpoint,
@@ -62,6 +68,7 @@ def write_agent_config(site: AgentSite, *, bucket: str, credentials_file: Path, 
         "sync": {"interval_s": 2, "heartbeat_interval_s": 4, "max_backoff_s": 8},
         "update": {"interval_s": 3},
         "log": {"file": str(site.folder / "agent.log.jsonl")},
+        **sections,
     }
     site.config_file.write_text(yaml.safe_dump(document, sort_keys=False))
 

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from flows.sandbox.journal import MetricNames
+
 Json = Mapping[str, Any]
 
 # Okabe and Ito's colour-blind safe palette; the page gives each name a value for light and one for dark.
@@ -27,6 +29,8 @@ _VARIABLES = {
     MUTED: "muted",
     GRID: "grid",
 }
+_LINES = ((ORANGE, "--"), (BLUE, "-"), (GREEN, ":"))
+_RANDOM = "as many at random labelled"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gleaner",
@@ -51,25 +55,48 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def plot_accuracy_over_time(report: Json) -> str | None:
-    """True accuracy per camera, a panel each; None when nobody saw a prediction."""
-    cameras = report["accuracy_over_time"]
-    return _draw(lambda figure: _cameras(figure, report), (10.0, 2.05 * len(cameras) + 0.5)) if cameras else None
+def plot_over_time(report: Json) -> str | None:
+    """The true metric per camera, a panel each; None when nobody saw a prediction."""
+    cameras = {name: camera for name, camera in report["over_time"].items() if camera["points"]}
+    size = (10.0, 2.05 * len(cameras) + 0.5)
+    return _draw(lambda figure: _cameras(figure, cameras, report["timeline"]), size) if cameras else None
 
 
-def plot_labels_against_accuracy(report: Json) -> str:
-    """Held-out accuracy of what is in the field against labels spent, beside the random control."""
-    return _draw(lambda figure: _labels(figure.subplots(), report["rounds"]), (5.6, 3.5))
+def plot_labels(report: Json) -> str:
+    """Held-out metric of what is in the field against labels spent, beside the random control."""
+    names = MetricNames(**report["metric"])
+    ceiling = (report.get("gap") or {}).get("ceiling")
+    return _draw(lambda figure: _labels(figure.subplots(), report["rounds"], names, ceiling), (5.6, 3.5))
 
 
 def plot_field_estimates(report: Json) -> str | None:
     """The product's own estimate with its interval beside the truth; None while no round has one."""
-    judged = [entry for entry in report["rounds"] if entry["field_accuracy"]]
-    return _draw(lambda figure: _estimates(figure.subplots(), judged), (5.6, 3.5)) if judged else None
+    names = MetricNames(**report["metric"])
+    judged = [entry for entry in report["rounds"] if entry[names.field]]
+    return _draw(lambda figure: _estimates(figure.subplots(), judged, names), (5.6, 3.5)) if judged else None
 
 
-def _cameras(figure: Figure, report: Json) -> None:
-    cameras: dict[str, Any] = report["accuracy_over_time"]
+def plot_curves(report: Json) -> str | None:
+    """Precision against recall on held-out frames, a panel for each light; None where the kind has no such curves."""
+    curves = report.get("curves") or {}
+    return _draw(lambda figure: _curves(figure, curves), (10.0, 3.8)) if curves else None
+
+
+def _curves(figure: Figure, curves: Mapping[str, Sequence[Json]]) -> None:
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (cell, lines) in zip(panels, curves.items(), strict=True):
+        for line, (colour, style) in zip(lines, _LINES, strict=False):
+            recall, precision = [p[0] for p in line["points"]], [p[1] for p in line["points"]]
+            axes.plot(recall, precision, style, color=colour, linewidth=1.8, label=f"{line['name']}: {line['note']}")
+        axes.set(xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
+        axes.set_title(cell, loc="left", fontsize=10, fontweight="bold")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.legend(loc="lower left")
+    panels[0].set_ylabel("precision")
+
+
+def _cameras(figure: Figure, cameras: Mapping[str, Any], timeline: Sequence[Json]) -> None:
     grid = figure.subplots(len(cameras), 1, sharex=True, sharey=True, squeeze=False)
     panels: list[Axes] = list(grid[:, 0])
     end_s = max(point[0] for camera in cameras.values() for point in camera["points"])
@@ -78,10 +105,10 @@ def _cameras(figure: Figure, report: Json) -> None:
         _mark_releases(axes, camera["releases"])
         if camera["dusk_from_s"] is not None:
             _mark_interval(axes, camera["dusk_from_s"], end_s, PURPLE, "dusk")
-        for down_s, up_s in link_intervals(report["timeline"], name, end_s):
+        for down_s, up_s in link_intervals(timeline, name, end_s):
             _mark_interval(axes, down_s, up_s, ORANGE, "link down")
-        times, accuracy = [p[0] for p in camera["points"]], [p[1] for p in camera["points"]]
-        axes.plot(times, accuracy, color=BLUE, linewidth=1.8, solid_joinstyle="round")
+        times, values = [p[0] for p in camera["points"]], [p[1] for p in camera["points"]]
+        axes.plot(times, values, color=BLUE, linewidth=1.8, solid_joinstyle="round")
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontweight="bold")
         axes.set_ylim(max(0.0, lowest - 0.06), 1.0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -137,14 +164,19 @@ def short_release(release: str | None) -> str:
     return f"r{match[1]}" if match else release or "none"
 
 
-def _labels(axes: Axes, rounds: Sequence[Json]) -> None:
+def _labels(axes: Axes, rounds: Sequence[Json], names: MetricNames, ceiling: float | None) -> None:
     labels = [entry["labels"] for entry in rounds]
-    product = [entry["heldout_accuracy_int8"] for entry in rounds]
-    control = [entry["control_random_accuracy"] for entry in rounds]
-    axes.plot(labels, control, "s--", color=ORANGE, linewidth=1.6, markersize=5, label="random uploads labelled")
+    product = [entry[names.heldout] for entry in rounds]
+    known = [
+        (x, entry[names.control]) for x, entry in zip(labels, rounds, strict=True) if entry[names.control] is not None
+    ]
+    if ceiling is not None:
+        axes.axhline(ceiling, color=GREEN, linewidth=1.4, linestyle=(0, (4, 2)), label="the truth of every field frame")
+    axes.plot(*zip(*known, strict=True), "s--", color=ORANGE, linewidth=1.6, markersize=5, label=_RANDOM)
     axes.plot(labels, product, "o-", color=BLUE, linewidth=2.2, markersize=6, label="Gleaner's choice labelled")
-    for x, ours, theirs in zip(labels, product, control, strict=True):
-        above = ours >= theirs
+    control = dict(known)
+    for x, ours in zip(labels, product, strict=True):
+        above = ours >= control.get(x, ours)
         axes.annotate(
             f"{100 * ours:.1f}",
             (x, ours),
@@ -158,25 +190,24 @@ def _labels(axes: Axes, rounds: Sequence[Json]) -> None:
     axes.set_xticks(labels)
     axes.margins(x=0.1, y=0.25)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set(xlabel="labels people gave, in all", ylabel="held-out accuracy, int8")
+    axes.set(xlabel="labels people gave, in all", ylabel=f"held-out {names.title}, int8")
     _legend_above(axes)
 
 
-def _estimates(axes: Axes, rounds: Sequence[Json]) -> None:
+def _estimates(axes: Axes, rounds: Sequence[Json], known: MetricNames) -> None:
     places = list(range(len(rounds)))
-    middle = [entry["field_accuracy"]["estimate"] for entry in rounds]
-    bounds = [entry["field_accuracy"]["ci95"] for entry in rounds]
+    middle = [entry[known.field]["estimate"] for entry in rounds]
+    bounds = [entry[known.field]["ci95"] for entry in rounds]
     errors = [[m - low for m, (low, _) in zip(middle, bounds, strict=True)]]
     errors.append([high - m for m, (_, high) in zip(middle, bounds, strict=True)])
     axes.errorbar(
         places, middle, yerr=errors, fmt="o", color=BLUE, capsize=6, linewidth=2, markersize=7, label="estimate, 95 %"
     )
-    truth = [(x, entry["oracle_accuracy"]) for x, entry in enumerate(rounds) if entry["oracle_accuracy"] is not None]
+    truth = [(x, entry[known.oracle]) for x, entry in enumerate(rounds) if entry[known.oracle] is not None]
     xs, ys = [x + 0.09 for x, _ in truth], [y for _, y in truth]
     axes.plot(xs, ys, linestyle="none", marker="D", color=RED, markersize=6, label="truth, every frame")
     names = [
-        f"round {entry['number']}: {short_release(entry['field_accuracy']['release'])}\n"
-        f"{entry['field_accuracy']['n']} audits"
+        f"round {entry['number']}: {short_release(entry[known.field]['release'])}\n{entry[known.field]['n']} audits"
         for entry in rounds
     ]
     axes.set_xticks(places, names)
@@ -184,7 +215,7 @@ def _estimates(axes: Axes, rounds: Sequence[Json]) -> None:
     axes.margins(y=0.25)
     axes.grid(visible=False, axis="x")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylabel("field accuracy")
+    axes.set_ylabel(f"{known.title} in the field")
     _legend_above(axes)
 
 

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from curate.contracts.telemetry import ReportedState
 from flows.sandbox.demo_books import fetch_reported, find_violations, gather_annotation_book, gather_device_book
-from flows.sandbox.journal import Sighting, load_journal
+from flows.sandbox.heldout import pair_rounds
+from flows.sandbox.journal import MetricNames, Sighting, load_journal
 from flows.sandbox.plots import short_release
-from flows.sandbox.report_gallery import Captioner, describe_choices, describe_dismissed, persist_thumbnails
+from flows.sandbox.report_gallery import Gallery
 from flows.sandbox.report_html import percent, render_report
 from flows.sandbox.report_sections import (
     Json,
@@ -29,17 +30,15 @@ from flows.sandbox.report_sections import (
     describe_rounds,
     describe_totals,
     find_zero,
-    follow_accuracy,
-    pair_rounds,
+    follow_metric,
     place_events,
 )
 
 if TYPE_CHECKING:
     from flows._wiring import Services
-    from flows.sandbox.fashion_mnist import FashionMnist
     from flows.sandbox.report_scores import Scores
     from flows.sandbox.script import DemoScript
-    from flows.sandbox.world_schedule import WorldConfig
+    from flows.sandbox.worlds.base import DemoWorld
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class DemoFacts:
     root: Path
     wired: Services
     script: DemoScript
-    world: WorldConfig
-    data: FashionMnist
+    world: DemoWorld
     wall_s: float
     events: Sequence[Json]
     """The timeline: `at` (ISO), `kind` and what goes with it."""
@@ -73,24 +71,27 @@ def build_report(run: DemoFacts, on_step: Callable[[str], None] = lambda _: None
     """
     from flows.sandbox.report_scores import score_models  # noqa: PLC0415 (torch loads only when there is work for it)
 
-    scores = score_models(run.wired, run.world, run.data, run.script.seed, on_step)
+    on_step("drawing held-out frames")
+    exam = run.world.exam(run.wired, load_journal(run.journal_dir))
+    scores = score_models(run.wired, exam, run.script.seed, on_step)
     on_step("closing the books")
     return assemble_report(run, scores)
 
 
 def assemble_report(run: DemoFacts, scores: Scores) -> dict[str, Any]:
     """Put the sections together, given the scores."""
-    catalog = run.wired.catalog
+    catalog, metric = run.wired.catalog, run.world.metric
     sightings = load_journal(run.journal_dir)
-    states = fetch_reported(run.wired.store, [camera.camera_id for camera in run.world.cameras])
+    states = fetch_reported(run.wired.store, run.world.cameras)
     facts = pair_rounds(catalog.rounds(), catalog.models(), scores.models, scores.controls)
-    rounds = describe_rounds(facts, catalog.tasks(), sightings, scores.models)
+    rounds = describe_rounds(facts, catalog.tasks(), sightings, scores.models, metric)
     devices = [describe_device(device_id, state) for device_id, state in states.items()]
     drift = next((event for event in run.events if event["kind"] == "drift"), None)
     return {
         "seed": run.script.seed,
         "wall_s": round(run.wall_s, 1),
         "script": asdict(run.script),
+        "metric": {"key": metric.key, "title": metric.title},
         "rounds": rounds,
         "devices": devices,
         "totals": describe_totals(devices),
@@ -100,6 +101,8 @@ def assemble_report(run: DemoFacts, scores: Scores) -> dict[str, Any]:
         "drift": describe_drift(facts, run.world.drift_camera, drift),
         "coverage": describe_coverage(rounds),
         "dismissals": describe_dismissals(catalog.feedback(), sightings),
+        "words": dict(run.world.words),
+        **run.world.conclude(facts),
         **_look_back(run, sightings, drift),
     }
 
@@ -114,18 +117,19 @@ def persist_report(report: Mapping[str, Any], root: Path) -> Path:
 
 def print_summary(report: Mapping[str, Any], console: Console) -> None:
     """Show the essence on the terminal."""
+    names = MetricNames(**report["metric"])
     rounds = Table("round", "labels", "in the field", "held-out int8", "random labels", "field estimate", "truth")
     for entry in report["rounds"]:
-        estimate = entry["field_accuracy"]
+        estimate = entry[names.field]
         low, high = estimate["ci95"] if estimate else (None, None)
         rounds.add_row(
             str(entry["number"]),
             str(entry["labels"]),
             f"{short_release(entry['release'])}{'' if entry['promoted'] else ' (candidate refused)'}",
-            percent(entry["heldout_accuracy_int8"]),
-            percent(entry["control_random_accuracy"]),
+            percent(entry[names.heldout]),
+            percent(entry[names.control]),
             f"{percent(estimate['estimate'])} [{percent(low)}, {percent(high)}]" if estimate else "",
-            percent(entry["oracle_accuracy"]) if entry["oracle_accuracy"] is not None else "",
+            percent(entry[names.oracle]) if entry[names.oracle] is not None else "",
         )
     console.print(rounds)
     totals, annotation = report["totals"], report["annotation"]
@@ -167,18 +171,18 @@ def _look_back(run: DemoFacts, sightings: Sequence[Sighting], drift: Json | None
     catalog = run.wired.catalog
     samples = {sample.sample_id: sample for sample in catalog.samples()}
     dataset = catalog.latest_dataset_version()
-    labels = {item.sample_id: str(item.label["class"]) for item in dataset.items} if dataset else {}
-    captions = Captioner(run.world, run.wired.settings.labels.class_names, labels)
-    choices = {
-        str(r.number): describe_choices(catalog.selection(r.number), samples, captions) for r in catalog.rounds()
-    }
-    dismissed = describe_dismissed(catalog.feedback(), samples, captions)
+    labels = {item.sample_id: dict(item.label) for item in dataset.items} if dataset else {}
+    witness = run.world.witness(run.wired, labels)
+    gallery = Gallery(witness, samples, catalog.feedback())
+    choices = {str(r.number): gallery.describe_choices(catalog.selection(r.number)) for r in catalog.rounds()}
+    dismissed = gallery.describe_dismissed()
     shown = [*(entry for entries in choices.values() for entry in entries), *dismissed]
-    persist_thumbnails(run.root, run.wired.store, samples, shown)
+    gallery.persist_thumbnails(run.root, run.wired.store, shown)
     zero = find_zero(run.events, sightings)
+    dusk = {run.world.drift_camera: run.world.dusk_began(sightings, drift)} if drift else {}
     return {
-        "leakage": count_leaks(dataset, samples, run.world),
-        "accuracy_over_time": follow_accuracy(sightings, zero, drift),
+        "leakage": count_leaks(dataset, samples, witness),
+        "over_time": follow_metric(sightings, run.world.metric, zero, dusk),
         "timeline": place_events(run.events, zero),
         "gallery": {"rounds": {number: each for number, each in choices.items() if each}, "dismissed": dismissed},
     }

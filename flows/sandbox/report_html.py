@@ -11,12 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from flows.sandbox.plots import (
-    plot_accuracy_over_time,
-    plot_field_estimates,
-    plot_labels_against_accuracy,
-    short_release,
-)
+from flows.sandbox.journal import MetricNames
+from flows.sandbox.plots import plot_curves, plot_field_estimates, plot_labels, plot_over_time, short_release
 
 Json = Mapping[str, Any]
 
@@ -59,12 +55,14 @@ def render_report(report: Json, root: Path) -> str:
     )
     return environment.get_template("report.html.j2").render(
         report=report,
+        names=MetricNames(**report["metric"]),
         devices=[device for device in report["devices"] if device["reported"]],
         tiles=headline(report),
         charts={
-            "time": _markup(plot_accuracy_over_time(report)),
-            "labels": _markup(plot_labels_against_accuracy(report)),
+            "time": _markup(plot_over_time(report)),
+            "labels": _markup(plot_labels(report)),
             "field": _markup(plot_field_estimates(report)),
+            "curves": _markup(plot_curves(report)),
         },
         captured=_bars(report["devices"], captured_parts),
         frames=_bars(report["devices"], frame_parts),
@@ -77,6 +75,7 @@ def render_report(report: Json, root: Path) -> str:
 def headline(report: Json) -> list[Tile]:
     """What a person in a hurry wants to know."""
     rounds, totals, ledger = report["rounds"], report["totals"], report["ledger"]
+    names = MetricNames(**report["metric"])
     lost = totals["frames_lost_at_swap"]
     tiles = [
         Tile("Ledger", "closes ✔" if ledger["closes"] else "open ✘", _ledger_note(ledger), _mood(ledger["closes"])),
@@ -92,29 +91,33 @@ def headline(report: Json) -> list[Tile]:
             f"{human_bytes(totals['bytes_uploaded'])} of {human_bytes(totals['bytes_seen'])} seen",
         ),
     ]
-    known = [*_drift_tiles(report["drift"]), *_honesty_tiles(report["coverage"])]
-    return [*_accuracy_tiles(rounds), *tiles, *known] if rounds else tiles
+    known = [*_drift_tiles(report["drift"]), *_honesty_tiles(report["coverage"], names)]
+    return [*_metric_tiles(rounds, names), *_gap_tiles(report.get("gap")), *tiles, *known] if rounds else tiles
 
 
-def _accuracy_tiles(rounds: Sequence[Json]) -> list[Tile]:
+def _metric_tiles(rounds: Sequence[Json], names: MetricNames) -> list[Tile]:
     first, last = rounds[0], rounds[-1]
-    gain = last["heldout_accuracy_int8"] - first["heldout_accuracy_int8"]
-    lead = last["heldout_accuracy_int8"] - last["control_random_accuracy"]
-    return [
+    before, after, control = first[names.heldout], last[names.heldout], last[names.control]
+    ends = short_release(first["release"]), short_release(last["release"])
+    tiles = [
         Tile(
-            "Held-out accuracy",
-            f"{percent(first['heldout_accuracy_int8'])} → {percent(last['heldout_accuracy_int8'])}",
-            f"{points(gain)} from {short_release(first['release'])} to {short_release(last['release'])}, int8",
-            _mood(gain > 0),
-        ),
-        Tile(
-            "Against random labels",
-            points(lead),
-            f"the control ends at {percent(last['control_random_accuracy'])} with {last['labels']} labels",
-            _mood(lead > 0),
-        ),
-        Tile("Labels", f"{last['labels']:,}", f"{first['labels']:,} of them to begin with"),
+            f"Held-out {names.title}",
+            f"{percent(before)} → {percent(after)}",
+            f"{points(after - before)} from {ends[0]} to {ends[1]}, int8",
+            _mood(after > before),
+        )
     ]
+    if control is not None:
+        note = f"the control ends at {percent(control)} with {last['labels']} labels"
+        tiles.append(Tile("Against random labels", points(after - control), note, _mood(after > control)))
+    return [*tiles, Tile("Labels", f"{last['labels']:,}", f"{first['labels']:,} of them to begin with")]
+
+
+def _gap_tiles(gap: Json | None) -> list[Tile]:
+    if not gap or gap["closed"] is None:
+        return []
+    note = f"between {percent(gap['seed'])} and {percent(gap['ceiling'])} with the truth of every field frame"
+    return [Tile("Of the gap closed", percent(gap["closed"]), note, _mood(gap["closed"] >= 0.6))]
 
 
 def _drift_tiles(drift: Json | None) -> list[Tile]:
@@ -125,13 +128,13 @@ def _drift_tiles(drift: Json | None) -> list[Tile]:
     return [Tile("Won back after the drift", percent(won), note, _mood(won is not None and won >= 0.5))]
 
 
-def _honesty_tiles(coverage: Json) -> list[Tile]:
+def _honesty_tiles(coverage: Json, names: MetricNames) -> list[Tile]:
     if not coverage["rounds"]:
         return []
     held, rounds = coverage["contained"], coverage["rounds"]
     return [
         Tile(
-            "Knows its own accuracy",
+            f"Knows its own {names.title}",
             f"{held} of {rounds}",
             "rounds whose 95 % interval holds the truth",
             _mood(2 * held > rounds),
@@ -199,12 +202,13 @@ def describe_event(event: Json) -> str:
     """What happened, in words."""
     kind = event["kind"]
     outcome = short_release(event["release"]) if event.get("release") else "its candidate refused"
+    since = f", from frame {event['frame']}" if "frame" in event else ""
     texts = {
         "demo_started": "the demo starts",
         "stack_ready": "S3, Prefect and Label Studio are up",
         "field_open": "cameras, agents, users and annotators start",
         "window_opened": f"the cameras look: window {event.get('number')}",
-        "drift": f"dusk falls on {event.get('camera')}, from frame {event.get('frame')}",
+        "drift": f"dusk falls on {event.get('camera')}{since}",
         "link_down": f"the link of {event.get('camera')} goes down",
         "link_up": f"the link of {event.get('camera')} is back",
         "killed": f"kill -9 {event.get('name')}",

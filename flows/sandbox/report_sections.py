@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +12,6 @@ from curate.catalog.models import (
     DatasetVersion,
     FeedbackRow,
     ModelRow,
-    ModelStatus,
     Round,
     Sample,
     Split,
@@ -22,74 +20,48 @@ from curate.catalog.models import (
 )
 from curate.contracts.feedback import FeedbackReason, Verdict
 from curate.contracts.telemetry import ReportedState
-from flows.sandbox.heldout import HeldOutAccuracy, drift_cost, recovered_share
-from flows.sandbox.journal import Sighting, oracle_accuracy
+from flows.sandbox.heldout import HeldOutScore, RoundFacts, drift_cost, recovered_share
+from flows.sandbox.journal import Metric, Sighting, measure_until
 from flows.sandbox.ledger import AnnotationBook
-from flows.sandbox.world_schedule import Schedule, WorldConfig
+from flows.sandbox.worlds.base import Witness
 
 Json = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class RoundFacts:
-    """One finished round with its model, the one in the field after it, and both held-out scores."""
-
-    round: Round
-    candidate: ModelRow
-    in_field: ModelRow
-    heldout: HeldOutAccuracy
-    """Of `in_field`."""
-    control: HeldOutAccuracy
-
-
-def pair_rounds(
-    rounds: Sequence[Round],
-    models: Sequence[ModelRow],
-    scores: Mapping[str, HeldOutAccuracy],
-    controls: Mapping[int, HeldOutAccuracy],
-) -> list[RoundFacts]:
-    """Join each round that trained a model with the model that ran after it; a refused candidate changes nothing."""
-    by_round = {model.round_number: model for model in models}
-    found: list[RoundFacts] = []
-    for each in sorted(rounds, key=lambda r: r.number):
-        candidate = by_round.get(each.number)
-        if candidate is None:
-            continue
-        released = candidate.status is ModelStatus.RELEASED or not found
-        in_field = candidate if released else found[-1].in_field
-        found.append(RoundFacts(each, candidate, in_field, scores[in_field.model_id], controls[each.number]))
-    return found
+FIELD_FACT = "field_accuracy"
+"""Where a round keeps the product's own estimate, whatever it measures."""
+_SAID_WRONG = {FeedbackReason.WRONG_CLASS, FeedbackReason.NOT_THERE}
+"""Reasons that a simulated person gives exactly when the prediction was wrong."""
 
 
 def describe_rounds(
     facts: Sequence[RoundFacts],
     tasks: Sequence[TaskRow],
     sightings: Sequence[Sighting],
-    scores: Mapping[str, HeldOutAccuracy],
+    scores: Mapping[str, HeldOutScore],
+    metric: Metric,
 ) -> list[Json]:
     """One entry a round: what it cost, what it brought, and whether the product's own estimate was right."""
     answered = Counter(task.round_number for task in tasks if task.status is TaskStatus.COMPLETED)
     labels, entries = 0, []
     for each in facts:
         labels += int(each.round.facts.get("imported", 0)) + answered[each.round.number]
-        estimate: Json | None = each.round.facts.get("field_accuracy")
-        oracle = _oracle(each.round, estimate, sightings) if estimate else None
-        gate = each.candidate.gate
+        estimate: Json | None = each.round.facts.get(FIELD_FACT)
+        oracle = _oracle(each.round, estimate, sightings, metric) if estimate else None
         entries.append(
             {
                 "number": each.round.number,
                 "labels": labels,
                 "release": each.in_field.release_id,
                 "promoted": each.candidate is each.in_field,
-                "gate": gate,
-                "heldout_accuracy_int8": each.heldout.mean,
+                "gate": each.candidate.gate,
+                metric.heldout: each.heldout.mean,
                 "heldout": dict(each.heldout.cells),
-                "candidate_accuracy_int8": scores[each.candidate.model_id].mean,
-                "field_accuracy": estimate,
-                "oracle_accuracy": oracle,
+                metric.candidate: scores[each.candidate.model_id].mean,
+                metric.field: estimate,
+                metric.oracle: oracle,
                 "oracle_in_ci95": contains(estimate["ci95"], oracle) if estimate and oracle is not None else None,
-                "control_random_accuracy": each.control.mean,
-                "control_random": dict(each.control.cells),
+                metric.control: each.control.mean if each.control else None,
+                "control_random": dict(each.control.cells) if each.control else None,
             }
         )
     return entries
@@ -101,8 +73,9 @@ def contains(interval: Sequence[float], value: float) -> bool:
     return low <= value <= high
 
 
-def _oracle(current: Round, estimate: Json, sightings: Sequence[Sighting]) -> float | None:
-    return oracle_accuracy(sightings, estimate["release"], datetime.fromisoformat(current.facts["selected_at"]))
+def _oracle(current: Round, estimate: Json, sightings: Sequence[Sighting], metric: Metric) -> float | None:
+    until = datetime.fromisoformat(current.facts["selected_at"])
+    return measure_until(metric, sightings, estimate["release"], until)
 
 
 def describe_coverage(rounds: Sequence[Json]) -> Json:
@@ -160,8 +133,10 @@ def describe_model(model: ModelRow | None) -> Json | None:
     if model is None:
         return None
     metrics = model.metrics
-    names = ("float_bytes", "int8_bytes", "float_p50_ms", "int8_p50_ms", "parity_top1", "parity_images", "scheme")
+    names = ("float_bytes", "int8_bytes", "float_p50_ms", "int8_p50_ms", "parity_images", "scheme")
     shown = {name: metrics.get(name) for name in names}
+    # How much of the answers is equal has a name of its own for each kind.
+    shown |= {name: value for name, value in metrics.items() if name == "parity" or name.startswith("parity_")}
     return {"release": model.release_id, **shown, "ratio": metrics["int8_bytes"] / metrics["float_bytes"]}
 
 
@@ -191,29 +166,31 @@ def describe_drift(facts: Sequence[RoundFacts], camera: str, drift: Json | None)
     }
 
 
-def count_leaks(dataset: DatasetVersion | None, samples: Mapping[str, Sample], world: WorldConfig) -> Json:
-    """Count test items whose true burst also holds a frame that the model learned from."""
-    schedules = {camera.camera_id: Schedule(world, camera.camera_id) for camera in world.cameras}
-    bursts: dict[Split, list[tuple[str, int]]] = {split: [] for split in Split}
+def count_leaks(dataset: DatasetVersion | None, samples: Mapping[str, Sample], witness: Witness) -> Json:
+    """Count test items whose true scene also holds a frame that the model learned from."""
+    scenes: dict[Split, list[Hashable]] = {split: [] for split in Split}
     for item in dataset.items if dataset else ():
         sample = samples.get(item.sample_id)
-        if sample is not None and sample.camera_id in schedules:
-            number = schedules[sample.camera_id].burst_at(sample.frame_index).number
-            bursts[item.split].append((sample.camera_id, number))
-    learned = {*bursts[Split.TRAIN], *bursts[Split.VALIDATION]}
-    tests = bursts[Split.TEST]
-    return {"test_items_sharing_a_burst_with_training": sum(b in learned for b in tests), "of": len(tests)}
+        scene = witness.scene_of(sample) if sample is not None else None
+        if scene is not None:
+            scenes[item.split].append(scene)
+    learned = {*scenes[Split.TRAIN], *scenes[Split.VALIDATION]}
+    tests = scenes[Split.TEST]
+    return {"test_items_sharing_a_burst_with_training": sum(s in learned for s in tests), "of": len(tests)}
 
 
 def describe_dismissals(feedback: Sequence[FeedbackRow], sightings: Sequence[Sighting]) -> Json:
-    """How people judged. A simulated person says `wrong_class` exactly when the prediction was wrong."""
+    """How people judged what they were shown, and what they missed in it."""
     against = [row for row in feedback if row.verdict != Verdict.CONFIRMED]
-    wrong = sum(row.reason == FeedbackReason.WRONG_CLASS for row in against)
-    mistakes = sum(not sighting.correct for sighting in sightings)
+    # Who gives no reason reports something that was not shown at all.
+    about_shown = [row for row in against if row.reason is not None]
+    wrong = sum(row.reason in _SAID_WRONG for row in about_shown)
+    mistakes = sum(sighting.mistakes for sighting in sightings)
     return {
         "sent": len(against),
         "corrected": sum(row.verdict == Verdict.CORRECTED for row in against),
-        "wrong_share": wrong / len(against) if against else None,
+        "missed_reported": len(against) - len(about_shown),
+        "wrong_share": wrong / len(about_shown) if about_shown else None,
         "frame_gone": sum(not row.frame_available for row in against),
         "share_of_mistakes_dismissed": wrong / mistakes if mistakes else None,
     }
@@ -241,12 +218,18 @@ def seconds(at: str, zero: datetime) -> float:
     return (datetime.fromisoformat(at) - zero).total_seconds()
 
 
-def follow_accuracy(
-    sightings: Sequence[Sighting], zero: datetime, drift: Json | None, *, window_s: float = 12.0, step_s: float = 3.0
+def follow_metric(
+    sightings: Sequence[Sighting],
+    metric: Metric,
+    zero: datetime,
+    dusk: Mapping[str, datetime | None],
+    *,
+    window_s: float = 12.0,
+    step_s: float = 3.0,
 ) -> dict[str, Json]:
-    """Rolling true accuracy per camera, the moment each release began to answer there, and when dusk fell.
+    """The metric over a rolling window per camera, the moment each release began to answer there, and when dusk fell.
 
-    `points` holds [seconds, accuracy, frames] for windows that end at each step; windows without frames are left out.
+    `points` holds [seconds, metric, frames] for windows that end at each step; windows without frames are left out.
     """
     followed = {}
     for camera in sorted({sighting.camera_id for sighting in sightings}):
@@ -254,27 +237,26 @@ def follow_accuracy(
         starts: dict[str, float] = {}
         for sighting in own:
             starts.setdefault(sighting.release_id, round((sighting.at - zero).total_seconds(), 2))
-        dark = [s.at for s in own if drift and drift["camera"] == camera and s.frame_index >= drift["frame"]]
+        fell = dusk.get(camera)
         followed[camera] = {
-            "points": _rolling(own, zero, window_s, step_s),
+            "points": _rolling(own, metric, zero, window_s, step_s),
             "releases": starts,
-            "dusk_from_s": round((min(dark) - zero).total_seconds(), 2) if dark else None,
+            "dusk_from_s": round((fell - zero).total_seconds(), 2) if fell else None,
         }
     return followed
 
 
-def _rolling(own: Sequence[Sighting], zero: datetime, window_s: float, step_s: float) -> list[tuple[float, float, int]]:
+def _rolling(
+    own: Sequence[Sighting], metric: Metric, zero: datetime, window_s: float, step_s: float
+) -> list[tuple[float, float, int]]:
     """`own` in order of time."""
     times = [sighting.at for sighting in own]
-    right = [0]
-    for sighting in own:
-        right.append(right[-1] + sighting.correct)
     points = []
     end = times[0] + timedelta(seconds=step_s)
     while end <= times[-1] + timedelta(seconds=step_s):
-        first, last = bisect_left(times, end - timedelta(seconds=window_s)), bisect_right(times, end)
-        if last > first:
-            accuracy = (right[last] - right[first]) / (last - first)
-            points.append((round((end - zero).total_seconds(), 2), round(accuracy, 4), last - first))
+        seen = own[bisect_left(times, end - timedelta(seconds=window_s)) : bisect_right(times, end)]
+        value = metric.measure(seen)
+        if value is not None:
+            points.append((round((end - zero).total_seconds(), 2), round(value, 4), len(seen)))
         end += timedelta(seconds=step_s)
     return points

@@ -35,20 +35,23 @@ SENTENCES: Mapping[str, str] = {
 class DemoScript:
     """How long the demo is and how much happens in it."""
 
+    world: str = "fashion"
+    """A name in `WORLDS`."""
     seed: int = 0
     seed_labels: int = 200
     rounds: int = 2
     budget: int = 200
     fps: float = 30.0
     window_s: float = 65.0
+    pool_per_label: int = 3
     kill_pause_s: tuple[float, float] = (6.0, 25.0)
     chaos: tuple[str, ...] = ()
     """Kinds of process to kill at random moments: agent, flow, label-studio, s3."""
 
     @property
     def min_pool(self) -> int:
-        """Captures a round waits for: three to choose from for each label."""
-        return 3 * self.budget
+        """Captures a round waits for, so that there is something to choose from."""
+        return self.pool_per_label * self.budget
 
 
 @dataclass

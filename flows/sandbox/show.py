@@ -9,11 +9,11 @@ from rich.console import Console
 
 from flows._wiring import services
 from flows.sandbox.demo import DemoRun, clear_demo
-from flows.sandbox.fashion_mnist import load_fashion_mnist
 from flows.sandbox.prefect_runs import FlowRuns
 from flows.sandbox.report import DemoFacts, build_report, persist_report, print_summary
 from flows.sandbox.script import DemoScript
 from flows.sandbox.stack import stop_stack
+from flows.sandbox.worlds.registry import find_world
 
 
 def run_demo(root: Path, script: DemoScript, *, keep: bool, console: Console) -> bool:
@@ -22,18 +22,17 @@ def run_demo(root: Path, script: DemoScript, *, keep: bool, console: Console) ->
     """
     started = time.monotonic()
     root = root.resolve()
+    entry = find_world(script.world)
     clear_demo(root)
     finished = False
     try:
-        data = load_fashion_mnist(root.parent / "cache")
-        run = DemoRun(root, script, data)
+        run = DemoRun(root, script, entry.load(script, root.parent / "cache"))
         stack = run.turn()
         facts = DemoFacts(
             root=root,
             wired=services(),
             script=script,
             world=run.world,
-            data=data,
             wall_s=time.monotonic() - started,
             events=run.timeline.events,
             prefect_runs=FlowRuns(stack.prefect_api_url).count(),

@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 
-HEAVY = ["torch", "pandas", "sklearn", "prefect", "sqlalchemy", "label_studio_sdk", "onnx", "matplotlib"]
-OURS = ("curate.contracts", "curate.storage", "curate.errors", "edge_agent")
+HEAVY = ["cv2", "torch", "pandas", "sklearn", "prefect", "sqlalchemy", "label_studio_sdk", "onnx", "matplotlib"]
+OURS = ("curate.answers", "curate.contracts", "curate.storage", "curate.errors", "edge_agent")
 
 
 def test_the_agent_loads_nothing_heavy() -> None:

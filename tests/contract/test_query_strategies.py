@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,12 @@ def make_pool(n: int, *, seed: int = 0, devices: tuple[str, ...] = ("cam-1", "ca
         groups=tuple(f"burst-{i // 2}" for i in range(n)),
         random_probability=np.full(n, np.nan),
     )
+
+
+def make_detection_pool(n: int) -> CandidatePool:
+    """What a detector's pool looks like: no distribution a frame, an uncertainty instead, and costs in boxes."""
+    pool, rng = make_pool(n), np.random.default_rng(7)
+    return replace(pool, probabilities=None, uncertainty=rng.random(n), cost=rng.integers(1, 12, n).astype(np.float64))
 
 
 def make_labelled(m: int) -> LabelledSet:
@@ -208,3 +215,30 @@ def test_near_duplicates_wait_until_every_sight_was_asked(strategy: str) -> None
     selection = select(strategy, burst, 12)
     assert selection.distinct_sights == 12
     assert len({item.cluster for item in selection.items}) == 12
+
+
+def test_a_pool_without_probabilities_is_chosen_from(strategy: str) -> None:
+    """Uncertainties alone are enough: distinct ids, finite utilities, the same answer in any row order."""
+    pool = make_detection_pool(60)
+    selection = select(strategy, pool, 12)
+    assert len(set(ids_of(selection))) == 12
+    assert all(np.isfinite(item.utility) for item in selection.items)
+    assert select(strategy, pool.take(np.random.default_rng(1).permutation(60)), 12) == selection
+
+
+@pytest.mark.parametrize("budget", [1, 30, 150, 2000])
+def test_a_budget_of_boxes_is_kept_and_used(strategy: str, budget: int) -> None:
+    """The boxes asked for never exceed the budget, and no capture that was left would still have fitted."""
+    pool = make_detection_pool(60)
+    selection = select(strategy, pool, budget, budget_unit="boxes")
+    costs = dict(zip(pool.ids, pool.cost.tolist(), strict=True))
+    spent = sum(costs.pop(name) for name in ids_of(selection))
+    assert spent == selection.spent <= budget
+    assert not costs or spent + min(costs.values()) > budget
+    assert selection == select(strategy, pool, budget, budget_unit="boxes")
+
+
+def test_given_uncertainty_overrides_the_probabilities(strategy: str) -> None:
+    """With uncertainties given, the probabilities beside them change nothing."""
+    pool = make_detection_pool(60)
+    assert select(strategy, pool, 12) == select(strategy, replace(pool, probabilities=make_pool(60).probabilities), 12)

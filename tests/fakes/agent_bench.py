@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.capture import CaptureRecord
@@ -46,12 +47,17 @@ class ScriptedCamera:
             raise event
         return event
 
+    def close(self) -> None:
+        """Hold nothing."""
+
     def add_frames(self, count: int, value: int = 90) -> None:
-        image = np.full((32, 32, 3), value, np.uint8)
         for _ in range(count):
-            encoded = encode_jpeg(image, quality=90)
-            self.events.append(Frame("front", self.next_index, image, NOW, float(self.next_index), encoded))
-            self.next_index += 1
+            self.add_image(np.full((32, 32, 3), value, np.uint8))
+
+    def add_image(self, image: NDArray[np.uint8]) -> None:
+        encoded = encode_jpeg(image, quality=90)
+        self.events.append(Frame("front", self.next_index, image, NOW, float(self.next_index), encoded))
+        self.next_index += 1
 
 
 @dataclass
@@ -80,6 +86,10 @@ class MemorySpool:
     def find_receipt(self, feedback_id: str) -> Receipt | None:
         found = [feedback for feedback in self.feedback if feedback.feedback_id == feedback_id]
         return Receipt.of(found[0]) if found else None
+
+    def find_image(self, prediction_id: str) -> bytes | None:
+        found = [jpeg for record, jpeg in self.captures if record.prediction.prediction_id == prediction_id]
+        return found[0] if found else None
 
     def is_captured(self, prediction_id: str) -> bool:
         return any(record.prediction.prediction_id == prediction_id for record, _ in self.captures)

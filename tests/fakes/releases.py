@@ -153,5 +153,5 @@ class Device:
         if model is None:
             return None
         frame = np.full((SIZE, SIZE, 3), 200, np.uint8)
-        assert np.isfinite(model.infer(frame).probabilities).all()
+        assert np.isfinite(model.infer(frame).outputs["probabilities"]).all()
         return model.release_id

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import onnxruntime as ort
@@ -26,13 +27,17 @@ from PIL import Image
 
 from curate.contracts.assignment import Acknowledgement, CapturePolicySpec
 from curate.contracts.capture import Arm, BatchRecord, CaptureRecord
+from curate.contracts.feedback import Feedback
 from curate.contracts.paths import INBOX, ack_key, capture_key, parse_inbox_key, reported_key
+from curate.contracts.prediction import DetectionPrediction
 from curate.contracts.telemetry import DeviceCounters, ReportedState
 from curate.release.assignments import assign
 from curate.release.manifest import ReleaseDraft
 from curate.release.publish import publish_release
 from curate.release.repository import init_repository
 from curate.storage.local import LocalBlobStore
+from tests.fakes.tiny_detector import SPEC as DETECTOR
+from tests.fakes.tiny_detector import quarters, tiny_detector
 from tests.fakes.tiny_model import tiny_manifest, tiny_model
 
 DEVICE = "cam-1"
@@ -123,9 +128,13 @@ class World:
 
     def get(self, path: str, **params: Any) -> Any:
         """Ask the agent's API."""
+        return self.fetch(path, **params).json()
+
+    def fetch(self, path: str, **params: Any) -> httpx.Response:
+        """Fetch what is no JSON from the agent's API."""
         url = yaml.safe_load((self.state / "api.json").read_text())["url"]
         with httpx.Client(trust_env=False, timeout=10) as client:
-            return client.get(f"{url}{path}", params=params).json()
+            return client.get(f"{url}{path}", params=params)
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         """Post to the agent's API."""
@@ -213,60 +222,71 @@ def test_the_agent_turns(world: World) -> None:
     wait_until(lambda: world.counters().frames_skipped.get("no_model", 0) > 0, "frames before the first model")
     world.release("r-1", bias=0.0)
     found = poll_all(world, lambda seen: sum(not p["captured"] for p in seen) > 40 and len(seen) > 60)
-    quiet = next(p for p in reversed(found) if not p["captured"])
-    answer = world.post(
-        f"/v1/predictions/{quiet['prediction_id']}/feedback", {"verdict": "dismissed", "reason": "wrong_class"}
-    )
+    dismiss_one(world, next(p for p in reversed(found) if not p["captured"])["prediction_id"])
+    swap_release(world)
+    stop_capturing(world, "r-2")
+    wait_until(lambda: emptied(world), "the spool empties")
+    code = world.end(signal.SIGTERM)
+    assert code == 0
+    state = ReportedState.from_bytes(world.bucket.get(reported_key(DEVICE)))
+    assert state.release_id == "r-2"
+    verify_laws(state.counters)
+
+
+def dismiss_one(world: World, prediction_id: str) -> None:
+    """Look at a frame that no arm kept and dismiss it: picture, record and verdict reach the bucket."""
+    shown = world.fetch(f"/v1/predictions/{prediction_id}/image")
+    assert (shown.status_code, shown.headers["content-type"]) == (200, "image/png")
+    body = {"verdict": "dismissed", "reason": "wrong_class"}
+    answer = world.post(f"/v1/predictions/{prediction_id}/feedback", body)
     assert (answer.status_code, answer.json()["frame_available"]) == (202, True)
-
-    def dismissed() -> list[tuple[BatchRecord, CaptureRecord]]:
-        return [
-            (batch, capture)
-            for batch in world.batches().values()
-            for capture in batch.captures
-            if capture.prediction.prediction_id == quiet["prediction_id"]
-        ]
-
-    wait_until(lambda: bool(dismissed()), "the dismissed frame in the bucket")
-    ((batch, capture),) = dismissed()
+    wait_until(lambda: bool(captures_of(world, prediction_id)), "the dismissed frame in the bucket")
+    ((batch, capture),) = captures_of(world, prediction_id)
     assert capture.arm_probability(Arm.DISMISSED) == 1.0
     jpeg = world.bucket.get(capture_key(DEVICE, capture.image.sha256))
     assert hashlib.sha256(jpeg).hexdigest() == capture.image.sha256
+    assert world.fetch(f"/v1/predictions/{prediction_id}/image").content == jpeg
+    feedback_id = answer.json()["feedback_id"]
     wait_until(
-        lambda: any(
-            f.feedback_id == answer.json()["feedback_id"] for b in world.batches().values() for f in b.feedback
-        ),
+        lambda: any(f.feedback_id == feedback_id for b in world.batches().values() for f in b.feedback),
         "the feedback in the bucket",
     )
     verify_laws(batch.counters)
+
+
+def captures_of(world: World, prediction_id: str) -> list[tuple[BatchRecord, CaptureRecord]]:
+    """Find the captures of a prediction in the bucket, each with its batch."""
+    return [
+        (batch, capture)
+        for batch in world.batches().values()
+        for capture in batch.captures
+        if capture.prediction.prediction_id == prediction_id
+    ]
+
+
+def swap_release(world: World) -> None:
+    """Release the next model: it swaps in between two frames and loses none."""
     world.release("r-2", bias=0.3)
     wait_until(lambda: any(u["outcome"] == "swapped" for u in world.get("/v1/status")["updates"]), "the swap")
     event = next(u for u in world.get("/v1/status")["updates"] if u["outcome"] == "swapped")
     assert (event["release_id"], event["frames_lost"]) == ("r-2", 0)
     assert event["swap_gap_ms"] < 1000
     assert set(world.counters().frames_skipped) <= {"no_model"}
-    assign(
-        world.bucket,
-        world.keys,
-        DEVICE,
-        "r-2",
-        POLICY.model_copy(update={"version": "quiet", "random_probability": 1e-9, "uncertain_budget_fraction": 0.0}),
-        now=datetime.now(UTC),
-    )
+
+
+def stop_capturing(world: World, release_id: str) -> None:
+    """Assign a policy that keeps nothing, and wait until it is followed."""
+    quiet = CapturePolicySpec(version="quiet", random_probability=1e-9, uncertain_budget_fraction=0.0)
+    assign(world.bucket, world.keys, DEVICE, release_id, quiet, now=datetime.now(UTC))
     wait_until(lambda: world.get("/v1/status")["policy"]["version"] == "quiet", "the quiet policy")
 
-    def emptied() -> bool:
-        world.acknowledge()
-        counters = world.counters()
-        verify_laws(counters)
-        return counters.pending == counters.feedback_pending == 0
 
-    wait_until(emptied, "the spool empties")
-    code = world.end(signal.SIGTERM)
-    assert code == 0
-    state = ReportedState.from_bytes(world.bucket.get(reported_key(DEVICE)))
-    assert state.release_id == "r-2"
-    verify_laws(state.counters)
+def emptied(world: World) -> bool:
+    """Acknowledge what the bucket holds; say whether nothing is left on the device."""
+    world.acknowledge()
+    counters = world.counters()
+    verify_laws(counters)
+    return counters.pending == counters.feedback_pending == 0
 
 
 def test_killed_at_any_moment_it_keeps_the_laws(world: World) -> None:
@@ -296,17 +316,8 @@ def test_killed_at_any_moment_it_keeps_the_laws(world: World) -> None:
         assert code == -signal.SIGKILL
     world.start()
     assert world.get("/v1/status")["release"]["release_id"] == "r-1"
-    quiet = CapturePolicySpec(version="quiet", random_probability=1e-9, uncertain_budget_fraction=0.0)
-    assign(world.bucket, world.keys, DEVICE, "r-1", quiet, now=datetime.now(UTC))
-    wait_until(lambda: world.get("/v1/status")["policy"]["version"] == "quiet", "the quiet policy")
-
-    def emptied() -> bool:
-        world.acknowledge()
-        counters = world.counters()
-        verify_laws(counters)
-        return counters.pending == counters.feedback_pending == 0
-
-    wait_until(emptied, "the spool empties")
+    stop_capturing(world, "r-1")
+    wait_until(lambda: emptied(world), "the spool empties")
     final = world.counters()
     captures = [capture for batch in world.batches().values() for capture in batch.captures]
     assert len({capture.capture_id for capture in captures}) == len(captures) == final.acknowledged
@@ -315,6 +326,65 @@ def test_killed_at_any_moment_it_keeps_the_laws(world: World) -> None:
         assert hashlib.sha256(jpeg).hexdigest() == capture.image.sha256
     assert final.spooled >= last.spooled
     world.end(signal.SIGTERM)
+
+
+def test_a_detector_watches_a_video(world: World) -> None:
+    """With a detector on a video file the same agent turns: boxes come over HTTP, one is dismissed, a missed object is
+    drawn, and captures with boxes and both verdicts reach the bucket."""
+    watch_video(world)
+    release_detector(world)
+    world.start()
+    found = poll_all(world, lambda seen: sum(not p["captured"] and len(p["boxes"]) == 2 for p in seen) > 5)
+    quiet = next(p for p in reversed(found) if not p["captured"] and len(p["boxes"]) == 2)
+    assert [(box["box_id"], box["label"], box["shown"]) for box in quiet["boxes"]] == [
+        ("b1", "lamp", True),
+        ("b2", "lamp", False),
+    ]
+    missed = {"x_min": 40.0, "y_min": 40.0, "x_max": 60.0, "y_max": 60.0}
+    url = f"/v1/predictions/{quiet['prediction_id']}/feedback"
+    assert world.post(url, {"verdict": "dismissed", "box_id": "b1"}).json()["frame_available"]
+    assert world.post(url, {"verdict": "corrected", "label": "lamp", "box": missed}).json()["frame_available"]
+    assert world.post(url, {"verdict": "dismissed", "box_id": "b9"}).status_code == 422
+    wait_until(lambda: bool(captures_of(world, quiet["prediction_id"])), "the dismissed frame in the bucket")
+    ((_, capture),) = captures_of(world, quiet["prediction_id"])
+    assert isinstance(capture.prediction, DetectionPrediction)
+    assert [box.box_id for box in capture.prediction.boxes] == ["b1", "b2"]
+    assert (capture.image.width, capture.image.height) == (64, 64)
+
+    def verdicts() -> list[Feedback]:
+        return [feedback for batch in world.batches().values() for feedback in batch.feedback]
+
+    wait_until(lambda: len(verdicts()) == 2, "both verdicts in the bucket")
+    assert {(feedback.box_id, feedback.box is not None) for feedback in verdicts()} == {("b1", False), (None, True)}
+    verify_laws(world.counters())
+    assert world.end(signal.SIGTERM) == 0
+
+
+def watch_video(world: World) -> None:
+    """Write a short clip of lamps, and let the agent play it over and over."""
+    path = world.folder / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30.0, (64, 64))
+    for _ in range(20):
+        writer.write(quarters(0.8, 0.2, 0.0, 0.0, size=64))
+    writer.release()
+    document = yaml.safe_load(world.config.read_text())
+    document["camera"] = {"camera_id": "front", "kind": "video", "source": "clip.avi", "loop": True}
+    world.config.write_text(yaml.safe_dump(document))
+
+
+def release_detector(world: World) -> None:
+    """Publish the tiny detector with golden answers, and assign it."""
+    raw = tiny_detector().SerializeToString()
+    images = np.stack([quarters(0.9, 0.4, 0.1, 0.6), quarters(0.0, 0.3, 0.8, 0.2)])
+    session = ort.InferenceSession(raw, providers=["CPUExecutionProvider"])
+    names = ["boxes", "probabilities", "box_embeddings", "embedding"]
+    buffer = io.BytesIO()
+    outputs = dict(zip(names, session.run(names, {"images": images}), strict=True))
+    np.savez(buffer, images=images, tolerance=np.array(0.02, np.float32), **outputs)
+    now = datetime.now(UTC)
+    draft = ReleaseDraft(release_id="d-1", model=DETECTOR)
+    publish_release(world.bucket, world.keys, draft, {"int8": raw, "golden": buffer.getvalue()}, now)
+    assign(world.bucket, world.keys, DEVICE, "d-1", POLICY, now=now)
 
 
 def test_a_taken_port_is_said_in_words(world: World) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from curate.compression.export import export_onnx
 from curate.compression.golden import LARGEST_TOLERANCE, LEAST_TOLERANCE, build_golden
-from curate.compression.inference import OnnxClassifier, measure_latency
-from curate.compression.parity import evaluate_parity
+from curate.compression.inference import OnnxModel, measure_latency
+from curate.compression.parity import compare_distributions
 from curate.compression.quantize import QuantizationResult, quantize_int8
 from curate.errors import CompressionError
 from curate.training.classifier import TrainedClassifier
@@ -63,10 +63,10 @@ def test_the_file_says_what_torch_says(model: TrainedClassifier, float_path: Pat
     """The exported file gives torch's probabilities and unit embeddings, for any batch size and for none."""
     frames = world(7, 4).images
     expected, features = model.predict(frames)
-    actual = OnnxClassifier(float_path).predict(frames, batch_size=3)
-    assert np.allclose(actual.probabilities, expected, atol=1e-4)
-    assert np.allclose(actual.embeddings, features, atol=1e-4)
-    assert OnnxClassifier(float_path).predict(frames[:0]).probabilities.shape == (0, 3)
+    actual = OnnxModel(float_path).run(frames, batch_size=3)
+    assert np.allclose(actual["probabilities"], expected, atol=1e-4)
+    assert np.allclose(actual["embedding"], features, atol=1e-4)
+    assert OnnxModel(float_path).run(frames[:0])["probabilities"].shape == (0, 3)
 
 
 def test_the_file_is_self_contained(float_path: Path, int8: tuple[Path, QuantizationResult]) -> None:
@@ -86,7 +86,7 @@ def test_the_file_describes_itself(float_path: Path, int8: tuple[Path, Quantizat
         properties = {item.key: item.value for item in onnx.load(path).metadata_props}
         assert properties["kind"] == "classification"
         assert tuple(json.loads(properties["class_names"])) == NAMES
-        assert OnnxClassifier(path).frame_shape == (32, 32, 3)
+        assert OnnxModel(path).frame_shape == (32, 32, 3)
 
 
 def test_export_is_reproducible(model: TrainedClassifier, float_path: Path, tmp_path: Path) -> None:
@@ -99,19 +99,18 @@ def test_int8_is_small_and_faithful(float_path: Path, int8: tuple[Path, Quantiza
     """The int8 file is at most 0.35 of the float file and keeps 98 % of its winners on frames nobody judged it on."""
     path, result = int8
     frames = world(300, 5).images
-    parity = evaluate_parity(
-        OnnxClassifier(float_path).predict(frames).probabilities, OnnxClassifier(path).predict(frames).probabilities
-    )
+    answers = [OnnxModel(each).run(frames)["probabilities"] for each in (float_path, path)]
+    parity = compare_distributions(*answers)
     assert result.ratio <= 0.35
     assert result.int8_bytes == path.stat().st_size
-    assert parity.top1_agreement >= 0.98
+    assert parity.agreement >= 0.98
 
 
 def test_the_best_scheme_is_kept_and_none_overflows(int8: tuple[Path, QuantizationResult]) -> None:
     """The kept scheme has the highest agreement of all tried, and its weights cannot overflow without VNNI."""
     _, result = int8
     assert len(result.tried) == 6
-    assert result.parity.top1_agreement == max(parity.top1_agreement for _, parity in result.tried)
+    assert result.parity.agreement == max(parity.agreement for _, parity in result.tried)
     assert result.saturation_share == 0.0
 
 
@@ -140,16 +139,16 @@ def test_golden_inputs_pass_on_their_own_model_only(
     assert set(content) == {"images", "probabilities", "embedding", "tolerance"}
     assert content["images"].shape == (16, 32, 32, 3)
     assert LEAST_TOLERANCE <= content["tolerance"] <= LARGEST_TOLERANCE
-    fresh = OnnxClassifier(path).predict(content["images"], batch_size=1)
-    assert np.abs(fresh.probabilities - content["probabilities"]).max() <= content["tolerance"]
-    assert np.abs(fresh.embeddings - content["embedding"]).max() <= content["tolerance"]
+    fresh = OnnxModel(path).run(content["images"], batch_size=1)
+    assert np.abs(fresh["probabilities"] - content["probabilities"]).max() <= content["tolerance"]
+    assert np.abs(fresh["embedding"] - content["embedding"]).max() <= content["tolerance"]
 
     damaged = onnx.load(path)
     largest = max(damaged.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     largest.raw_data = bytes(reversed(largest.raw_data))
     onnx.save(damaged, tmp_path / "damaged.onnx")
-    wrong = OnnxClassifier(tmp_path / "damaged.onnx").predict(content["images"], batch_size=1)
-    assert np.abs(wrong.embeddings - content["embedding"]).max() > content["tolerance"]
+    wrong = OnnxModel(tmp_path / "damaged.onnx").run(content["images"], batch_size=1)
+    assert np.abs(wrong["embedding"] - content["embedding"]).max() > content["tolerance"]
 
 
 def test_golden_inputs_are_reproducible(int8: tuple[Path, QuantizationResult]) -> None:
@@ -165,13 +164,13 @@ def test_an_unusable_file_is_refused(tmp_path: Path, content: bytes | None) -> N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CompressionError):
-        OnnxClassifier(path)
+        OnnxModel(path)
 
 
 def test_frames_of_another_size_are_refused(float_path: Path) -> None:
     """Frames that do not fit are named in the error instead of failing inside the runtime."""
     with pytest.raises(CompressionError, match="16"):
-        OnnxClassifier(float_path).predict(np.zeros((1, 16, 16, 3), np.uint8))
+        OnnxModel(float_path).run(np.zeros((1, 16, 16, 3), np.uint8))
 
 
 def test_latency_is_measured(int8: tuple[Path, QuantizationResult]) -> None:

@@ -13,9 +13,10 @@ from curate.compression.export import export_onnx
 from curate.compression.quantize import quantize_int8
 from curate.training.architectures import NetworkShape
 from curate.training.recipe import TrainingRecipe
-from curate.training.trainer import train_classifier
+from curate.training.tasks import task_of
 from flows._blobs import put_model_file
-from flows.sandbox import evaluation
+from flows.sandbox import fashion_exam
+from flows.sandbox.fashion_exam import FashionExam
 from flows.sandbox.report_scores import score_models
 from flows.sandbox.world_schedule import WorldConfig
 from flows.train_candidate import load_split
@@ -33,7 +34,7 @@ RECIPE = TrainingRecipe(
 
 def test_every_model_and_a_control_a_round_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each model gets its own accuracy in every cell, round 0's control is its model, later ones are trained apart."""
-    monkeypatch.setattr(evaluation, "FRAMES_PER_CELL", 60)
+    monkeypatch.setattr(fashion_exam, "FRAMES_PER_CELL", 60)
     data = placeholder_garments(20)
     left = Leftovers(tmp_path, data, WORLD, window_frames=150, fps=10.0)
     facts = left.facts()
@@ -42,16 +43,15 @@ def test_every_model_and_a_control_a_round_are_scored(tmp_path: Path, monkeypatc
     dataset = left.catalog.latest_dataset_version()
     assert dataset is not None
     learned = load_split(wired, dataset, Split.TRAIN)
-    model = train_classifier(
-        learned, load_split(wired, dataset, Split.VALIDATION), load_label_spec(LABELS_FILE).class_names, RECIPE, seed=0
-    )
+    validation = load_split(wired, dataset, Split.VALIDATION)
+    model = task_of(RECIPE).train(learned, validation, load_label_spec(LABELS_FILE).class_names, RECIPE, seed=0)
     export_onnx(model, tmp_path / "float.onnx")
     quantize_int8(tmp_path / "float.onnx", learned.images, tmp_path / "int8.onnx")
     key = put_model_file(left.store, "model-int8.onnx", (tmp_path / "int8.onnx").read_bytes())
     for row in left.catalog.models():
-        left.catalog.update_model(row.model_id, artifacts={"int8": key})
+        left.catalog.update_model(row.model_id, artifacts={"int8": key, "float": key})
     steps: list[str] = []
-    scores = score_models(wired, WORLD, data, 0, steps.append)
+    scores = score_models(wired, FashionExam(wired, WORLD, data), 0, steps.append)
     cells = {"cam-1/day", "cam-2/day", "cam-3/day", "cam-3/dusk"}
     assert set(scores.models) == {"m0", "m1", "m2"}
     assert all(set(each.cells) == cells for each in [*scores.models.values(), *scores.controls.values()])

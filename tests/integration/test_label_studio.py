@@ -21,11 +21,11 @@ from curate.annotation.label_studio import LabelStudioBackend
 from curate.annotation.models import AnnotationTask
 from curate.catalog.labels import LabelSpec
 from curate.errors import AnnotationError, AnnotationUnavailableError
-from flows.sandbox.annotators import AnnotatorsConfig, decide_answer, run_annotators
+from flows.sandbox.annotators import run_annotators
+from flows.sandbox.fashion_annotators import FashionAnnotator, FashionAnnotatorsConfig, decide_answer
 from flows.sandbox.ports import find_free_ports
 from flows.sandbox.stack import kill_service, restart_service
 from flows.sandbox.stack_state import LABEL_STUDIO_SERVER, data_path
-from flows.sandbox.world_schedule import WorldConfig
 from tests.fakes.label_studio_server import LABELS, LabelStudioServer, picture, question
 
 pytest_plugins = ["tests.fakes.label_studio_plugin"]
@@ -121,7 +121,7 @@ def _lose_count(server: LabelStudioServer, task_id: str) -> None:
 
 
 def test_an_answer_that_was_not_counted_arrives_and_stays_the_only_one(
-    server: LabelStudioServer, annotators: Callable[[LabelStudioBackend, str], AnnotatorsConfig]
+    server: LabelStudioServer, annotators: Callable[[LabelStudioBackend, str], FashionAnnotatorsConfig]
 ) -> None:
     """Label Studio can lose count: the answer is collected, its task counts as answered, nobody answers it again."""
     title = server.settings().project_title
@@ -239,14 +239,13 @@ def test_a_server_that_is_away_is_worth_another_try(server: LabelStudioServer) -
 
 
 @pytest.fixture
-def annotators(server: LabelStudioServer) -> Iterator[Callable[[LabelStudioBackend, str], AnnotatorsConfig]]:
+def annotators(server: LabelStudioServer) -> Iterator[Callable[[LabelStudioBackend, str], FashionAnnotatorsConfig]]:
     """Start simulated annotators on a project; they stop at the end of the test."""
     stopping = threading.Event()
     threads: list[threading.Thread] = []
 
-    def start(backend: LabelStudioBackend, title: str) -> AnnotatorsConfig:
-        config = AnnotatorsConfig(
-            world=WorldConfig(),
+    def start(backend: LabelStudioBackend, title: str) -> FashionAnnotatorsConfig:
+        config = FashionAnnotatorsConfig(
             url=server.stack.label_studio_url,
             token=server.stack.secrets.label_studio_token,
             class_names=LABELS.class_names,
@@ -255,7 +254,8 @@ def annotators(server: LabelStudioServer) -> Iterator[Callable[[LabelStudioBacke
             skip_rate=0.1,
             poll_s=0.2,
         )
-        threads.append(threading.Thread(target=run_annotators, args=(config, stopping, _truth)))
+        person = FashionAnnotator(config, _truth)
+        threads.append(threading.Thread(target=run_annotators, args=(config, stopping, person)))
         threads[-1].start()
         return config
 
@@ -270,13 +270,13 @@ def _truth(data: Any) -> int:
     return int(data["frame"]) % len(LABELS.class_names)
 
 
-def _expected(config: AnnotatorsConfig, tasks: list[AnnotationTask]) -> dict[str, dict[str, str] | None]:
+def _expected(config: FashionAnnotatorsConfig, tasks: list[AnnotationTask]) -> dict[str, dict[str, str] | None]:
     chosen = {task.sample_id: decide_answer(config, task.sample_id, _truth(task.context)) for task in tasks}
     return {sample_id: {"class": name} if name else None for sample_id, name in chosen.items()}
 
 
 def test_nothing_is_lost_or_doubled_when_label_studio_is_killed(
-    server: LabelStudioServer, annotators: Callable[[LabelStudioBackend, str], AnnotatorsConfig]
+    server: LabelStudioServer, annotators: Callable[[LabelStudioBackend, str], FashionAnnotatorsConfig]
 ) -> None:
     """Killed while tasks are sent and while people answer: each sample has one task with one answer, all collected."""
     title = server.settings().project_title

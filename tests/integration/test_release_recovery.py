@@ -254,4 +254,4 @@ def test_answers_differ_between_releases(device: Device, publisher: Publisher) -
     device.turn()
     after = device.live.current()
     assert after is not None
-    assert not np.allclose(before.infer(frame).probabilities, after.infer(frame).probabilities)
+    assert not np.allclose(before.infer(frame).outputs["probabilities"], after.infer(frame).outputs["probabilities"])

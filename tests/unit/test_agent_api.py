@@ -12,6 +12,7 @@ import pytest
 from edge_agent.api import create_app
 from edge_agent.api_server import ApiServer
 from edge_agent.feedback_intake import FeedbackRequest
+from edge_agent.frame_finder import FrameFinder
 from edge_agent.inference import LoadedModel, load_model
 from tests.fakes.agent_bench import Bench
 from tests.fakes.tiny_model import CLASSES, tiny_manifest, tiny_model
@@ -41,6 +42,7 @@ def client(bench: Bench, tmp_path: Path) -> Iterator[httpx.Client]:
         status=lambda: {"device_id": "cam-1", "counters": bench.ledger.snapshot().model_dump()},
         predictions=bench.predictions,
         intake=bench.intake,
+        frames=FrameFinder(bench.ring, bench.keeper, bench.spool),
         host="127.0.0.1",
         max_body_bytes=1000,
     )

@@ -24,7 +24,7 @@ from edge_agent.camera import (
     decode_image,
     encode_jpeg,
 )
-from edge_agent.config import CameraConfig
+from edge_agent.config import FolderCameraConfig
 
 MAX_PIXELS = 10_000
 
@@ -41,9 +41,9 @@ def write(folder: Path, index: int, data: bytes | None = None) -> Path:
     return temporary.rename(folder / f"{index:06d}.png")
 
 
-def config(folder: Path, **changes: object) -> CameraConfig:
+def config(folder: Path, **changes: object) -> FolderCameraConfig:
     values = {"camera_id": "front", "path": folder, "max_lag_frames": 10, "max_image_pixels": MAX_PIXELS}
-    return CameraConfig.model_validate(values | changes)
+    return FolderCameraConfig.model_validate(values | changes)
 
 
 def drain(camera: FollowedFolder) -> tuple[list[int], dict[str, int]]:

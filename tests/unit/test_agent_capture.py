@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,10 +71,11 @@ def test_without_a_model_frames_are_skipped(tmp_path: Path) -> None:
 
 def test_an_answer_that_is_no_distribution_skips_the_frame(tmp_path: Path) -> None:
     """A model without softmax yields bad_output and a counted error, and the loop goes on."""
-    path = tmp_path / "m.onnx"
-    path.write_bytes(tiny_model(probabilities="raw").SerializeToString())
+    session = ort.InferenceSession(
+        tiny_model(probabilities="raw").SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     bench = Bench(tmp_path, KEEP_ALL)
-    bench.live.replace(load_model(path, tiny_manifest()))
+    bench.live.replace(LoadedModel(session, tiny_manifest()))
     bench.camera.add_frames(2)
     bench.run()
     assert bench.ledger.snapshot().frames_skipped == {"bad_output": 2}

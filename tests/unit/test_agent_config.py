@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 import yaml
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from curate.contracts.assignment import CapturePolicySpec
 from curate.errors import ConfigError
-from edge_agent.config import AgentConfig, load_config
+from edge_agent.config import AgentConfig, VideoCameraConfig, load_config
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "agent.yaml"
 MINIMAL: dict[str, Any] = {
@@ -45,9 +45,13 @@ def test_the_example_names_every_setting() -> None:
     def names(model: type[BaseModel]) -> set[str]:
         found = set(model.model_fields)
         for info in model.model_fields.values():
-            if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-                found |= names(info.annotation)
+            for annotation in (info.annotation, *get_args(info.annotation)):
+                part = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    found |= names(part)
         return found
+
+    assert {"max_queued_frames", "follow"} <= names(AgentConfig)
 
     assert [name for name in sorted(names(AgentConfig)) if f"{name}:" not in text] == []
 
@@ -74,6 +78,11 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
         ({"bucket": {"kind": "s3"}}, "bucket"),
         ({"bucket": {"kind": "folder"}}, "path"),
         ({"camera": {"camera_id": "front", "path": "f", "fps": float("nan")}}, "camera.fps"),
+        ({"camera": {"camera_id": "front", "kind": "vidio", "source": "f"}}, "camera: .*'vidio'"),
+        ({"camera": {"camera_id": "front", "kind": "video"}}, r"camera\.source"),
+        ({"camera": {"camera_id": "front", "kind": "video", "source": "f", "follow": True}}, r"camera\.follow"),
+        ({"camera": {"camera_id": "front", "kind": "video", "source": "f", "fps": 0}}, r"camera\.fps"),
+        ({"camera": "front"}, "camera"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, change: dict[str, object], where: str) -> None:
@@ -101,3 +110,45 @@ def test_the_policy_setting_becomes_the_wire_document(tmp_path: Path) -> None:
     spec = config.capture.policy.to_spec()
     assert type(spec) is CapturePolicySpec
     assert spec == CapturePolicySpec(version="v7", random_probability=0.5, cooldown_frames=3)
+
+
+def video(folder: Path, source: str) -> VideoCameraConfig:
+    camera = {"camera_id": "front", "kind": "video", "source": source}
+    found = load_config(write(folder, MINIMAL | {"camera": camera})).camera
+    assert isinstance(found, VideoCameraConfig)
+    return found
+
+
+def test_a_video_source_is_a_file_or_an_address(tmp_path: Path) -> None:
+    """A relative file starts at the configuration's folder; an address stays as it is and is live."""
+    assert (video(tmp_path, "clip.avi").address, video(tmp_path, "clip.avi").is_live) == (f"{tmp_path}/clip.avi", False)
+    assert video(tmp_path, "/data/clip.avi").address == "/data/clip.avi"
+    for address in ("rtsp://10.0.0.7:554/main", "http://cam.local/video.mjpg"):
+        assert (video(tmp_path, address).address, video(tmp_path, address).is_live) == (address, True)
+
+
+def test_a_password_stays_out_of_file_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address may come from the environment, and what is logged never shows user and password."""
+    config = video(tmp_path, "env:CAMERA_URL")
+    with pytest.raises(ConfigError, match="CAMERA_URL"):
+        assert config.address
+    monkeypatch.setenv("CAMERA_URL", "rtsp://admin:secret@10.0.0.7/main")
+    assert (config.is_live, config.address) == (True, "rtsp://admin:secret@10.0.0.7/main")
+    assert config.public_source == "env:CAMERA_URL"
+    assert video(tmp_path, "rtsp://admin:se@ret@10.0.0.7/a@b").public_source == "rtsp://10.0.0.7/a@b"
+
+
+def test_the_example_s_video_camera_loads(tmp_path: Path) -> None:
+    """The commented video section of configs/agent.yaml is valid and states the defaults."""
+    text = EXAMPLE.read_text()
+    block = text[text.index("# camera:") : text.index("\nbucket:")]
+    camera = yaml.safe_load("\n".join(line.removeprefix("# ").removeprefix("#") for line in block.splitlines()))[
+        "camera"
+    ]
+    found = load_config(write(tmp_path, MINIMAL | {"camera": camera})).camera
+    assert isinstance(found, VideoCameraConfig)
+    assert set(camera) == set(VideoCameraConfig.model_fields)
+    fields = VideoCameraConfig.model_fields
+    assert [
+        name for name in set(camera) - {"camera_id", "kind", "source", "fps"} if camera[name] != fields[name].default
+    ] == []

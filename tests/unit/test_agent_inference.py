@@ -35,15 +35,18 @@ def test_a_good_model_loads_and_answers(tmp_path: Path) -> None:
     model = load_model(save(tmp_path, tiny_model()), tiny_manifest(release_id="r-7", number=7))
     assert (model.release_id, model.number) == ("r-7", 7)
     dark, bright = model.infer(grey(0)), model.infer(grey(255))
-    assert (dark.probabilities.shape, dark.embedding.shape) == ((3,), (3,))
-    assert dark.probabilities.dtype == dark.embedding.dtype == np.float32
-    assert (int(dark.probabilities.argmax()), int(bright.probabilities.argmax())) == (0, 2)
+    assert {name: (array.shape, array.dtype) for name, array in dark.outputs.items()} == {
+        "probabilities": ((3,), np.float32),
+        "embedding": ((3,), np.float32),
+    }
+    assert [int(answer.outputs["probabilities"].argmax()) for answer in (dark, bright)] == [0, 2]
 
 
 def test_a_frame_of_another_size_is_fitted(tmp_path: Path) -> None:
     """Frames larger or smaller than the model's input are resized; a fitting one is not copied."""
     model = load_model(save(tmp_path, tiny_model()), tiny_manifest())
-    assert model.infer(grey(255, 100)).probabilities == pytest.approx(model.infer(grey(255)).probabilities, abs=1e-6)
+    large, fitting = (model.infer(grey(255, size)).outputs["probabilities"] for size in (100, 32))
+    assert large == pytest.approx(fitting, abs=1e-6)
     image = grey(1)
     assert fit_image(image, height=32, width=32) is image
     assert fit_image(image, height=10, width=20).shape == (10, 20, 3)
@@ -58,7 +61,7 @@ def test_a_replaced_model_does_not_disturb_the_one_in_use(tmp_path: Path) -> Non
     held = live.current()
     live.replace(load_model(path, tiny_manifest(release_id="new")))
     assert held is not None
-    assert held.infer(grey(3)).probabilities.sum() == pytest.approx(1.0)
+    assert held.infer(grey(3)).outputs["probabilities"].sum() == pytest.approx(1.0)
     current = live.current()
     assert current is not None
     assert current.release_id == "new"
@@ -75,7 +78,8 @@ def mismatch(**changes: object) -> ReleaseManifest:
         (mismatch(height=16), r"takes .*manifest says"),
         (mismatch(class_names=["a", "b"]), "answers with shapes"),
         (mismatch(embedding_dim=8), "answers with shapes"),
-        (mismatch(kind="detection"), "not detection"),
+        (mismatch(kind="detection"), "must give a float32 output 'boxes'"),
+        (mismatch(kind="segmentation"), "kinds classification, detection, not segmentation"),
         (mismatch(channels=1), "3 channels"),
     ],
 )
@@ -180,7 +184,7 @@ def test_a_quantised_model_passes(tmp_path: Path) -> None:
         quant_pre_process(str(source), str(prepared))
         quantize_static(str(prepared), str(quantised), Frames(), quant_format=QuantFormat.QDQ)
     model = load_model(quantised, tiny_manifest())
-    assert model.infer(grey(255)).probabilities.argmax() == 2
+    assert model.infer(grey(255)).outputs["probabilities"].argmax() == 2
 
 
 @settings(max_examples=200, deadline=None)

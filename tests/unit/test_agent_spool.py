@@ -484,6 +484,25 @@ def test_a_kept_prediction_is_remembered_after_it_has_left(tmp_path: Path) -> No
     assert not spool.is_captured("prediction-2")
 
 
+def test_the_picture_of_a_capture_can_be_seen_while_it_is_held(tmp_path: Path) -> None:
+    """It is found waiting, frozen and after a restart; not before it came, nor after it has left; a damaged one goes
+    to quarantine as for any reader."""
+    spool = open_spool(tmp_path)
+    assert spool.find_image("prediction-1") is None
+    for number in (1, 2):
+        put(spool, number)
+    jpeg = spool.find_image("prediction-1")
+    assert jpeg is not None
+    spool.freeze_batch(NOW)
+    again = open_spool(tmp_path, boot_id="boot2")
+    assert (spool.find_image("prediction-1"), again.find_image("prediction-1")) == (jpeg, jpeg)
+    flip_a_bit(next((tmp_path / "captures").glob("*2.capture")))
+    assert again.find_image("prediction-2") is None
+    assert again.quarantined == 1
+    spool.acknowledge({"boot1": 1})
+    assert spool.find_image("prediction-1") is None
+
+
 def test_threads_do_not_lose_or_double_anything(tmp_path: Path) -> None:
     """Captures, feedback, frames, freezing and acknowledging at once leave exact counters."""
     spool = open_spool(tmp_path, limits=SpoolLimits(min_free_bytes=0, batch_max_captures=3, batch_max_age_s=0.0))

@@ -119,10 +119,10 @@ _PROBABILITIES, _EMBEDDING = answer(_IMAGES)
 @pytest.mark.parametrize(
     ("golden", "reason"),
     [
-        (golden_bytes(bias=0.5), "probability is off"),
-        (golden_bytes(embedding=np.full((3, 3), 9, np.float32)), "embedding component is off"),
-        (golden_bytes(probabilities=np.full((3, 3), np.nan, np.float32)), "probability is off"),
-        (golden_bytes(embedding=np.full((3, 3), np.nan, np.float32)), "embedding component is off"),
+        (golden_bytes(bias=0.5), "answer is off by"),
+        (golden_bytes(embedding=np.full((3, 3), 9, np.float32)), "answer is off by"),
+        (golden_bytes(probabilities=np.full((3, 3), np.nan, np.float32)), "answer 0 is none"),
+        (golden_bytes(embedding=np.full((3, 3), np.nan, np.float32)), "finite numbers"),
         (golden_bytes(tolerance=np.array(np.nan)), "tolerates"),
         (golden_bytes(tolerance=np.array(2.0)), "tolerates"),
         (golden_bytes(images=np.zeros((0, 8, 8, 3), np.uint8)), "needs uint8"),

@@ -108,9 +108,9 @@ def test_an_answer_that_says_nothing_known_is_refused(regions: list[dict[str, ob
 
 
 def test_a_kind_without_an_adapter_is_refused() -> None:
-    """Detection is not annotated yet, and the error says what is."""
+    """A kind that nobody wrote an adapter for is an error that says which there are."""
     with pytest.raises(AnnotationError) as caught:
-        format_of(LABELS.model_copy(update={"kind": "detection"}))
+        format_of(LABELS.model_copy(update={"kind": "segmentation"}))
     assert "classification" in str(caught.value.hint)
 
 

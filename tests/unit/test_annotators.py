@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flows.sandbox.annotators import AnnotatorsConfig, WorldTruth, decide_answer
+from flows.sandbox.fashion_annotators import FashionAnnotatorsConfig, WorldTruth, decide_answer
 from flows.sandbox.world_schedule import Schedule, WorldConfig
 
 NAMES = tuple("abcdefghij")
 
 
-def _config(**changes: object) -> AnnotatorsConfig:
-    return AnnotatorsConfig.model_validate(
-        {"world": WorldConfig(seed=4), "url": "http://ls", "token": "t", "class_names": NAMES} | changes
+def _config(**changes: object) -> FashionAnnotatorsConfig:
+    return FashionAnnotatorsConfig.model_validate(
+        {"seed": 4, "url": "http://ls", "token": "t", "class_names": NAMES} | changes
     )
 
 
@@ -24,7 +24,7 @@ def test_a_restarted_annotator_answers_the_same() -> None:
     config = _config(error_rate=0.5, skip_rate=0.2)
     first = [decide_answer(config, f"s-{n}", n % 10) for n in range(100)]
     assert first == [decide_answer(config, f"s-{n}", n % 10) for n in range(100)]
-    other = _config(error_rate=0.5, skip_rate=0.2, world=WorldConfig(seed=5))
+    other = _config(error_rate=0.5, skip_rate=0.2, seed=5)
     assert first != [decide_answer(other, f"s-{n}", n % 10) for n in range(100)]
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from curate.compression.golden import choose_golden
-from curate.compression.parity import evaluate_parity
+from curate.compression.kinds import choose_by_margin
+from curate.compression.parity import compare_distributions
 from curate.compression.quantize import saturation_share
 from curate.errors import CompressionError
 
@@ -41,17 +41,17 @@ def linear_model(weights: np.ndarray, *, transposed: bool) -> onnx.ModelProto:
 def test_a_model_agrees_with_itself(count: int, classes: int, seed: int) -> None:
     """Parity of equal probabilities is perfect, whatever they are."""
     probabilities = random_probabilities(count, classes, seed)
-    parity = evaluate_parity(probabilities, probabilities)
-    assert (parity.top1_agreement, parity.mean_kl, parity.max_abs_difference, parity.n) == (1.0, 0.0, 0.0, count)
+    parity = compare_distributions(probabilities, probabilities)
+    assert (parity.agreement, parity.divergence, parity.max_abs_difference, parity.n) == (1.0, 0.0, 0.0, count)
 
 
 def test_parity_by_hand() -> None:
     """One of two winners changes; KL and the largest difference follow their formulas."""
     reference = np.array([[0.6, 0.4], [0.9, 0.1]], np.float32)
     candidate = np.array([[0.4, 0.6], [0.9, 0.1]], np.float32)
-    parity = evaluate_parity(reference, candidate)
-    assert parity.top1_agreement == 0.5
-    assert parity.mean_kl == pytest.approx((0.6 * np.log(1.5) + 0.4 * np.log(2 / 3)) / 2, rel=1e-4)
+    parity = compare_distributions(reference, candidate)
+    assert parity.agreement == 0.5
+    assert parity.divergence == pytest.approx((0.6 * np.log(1.5) + 0.4 * np.log(2 / 3)) / 2, rel=1e-4)
     assert parity.max_abs_difference == pytest.approx(0.2, abs=1e-6)
 
 
@@ -59,37 +59,37 @@ def test_parity_by_hand() -> None:
 def test_parity_survives_certainty(seed: int) -> None:
     """A probability of exactly zero gives a large but finite, non-negative divergence."""
     sharp = np.eye(4, dtype=np.float32)
-    parity = evaluate_parity(sharp, random_probabilities(4, 4, seed))
-    assert 0 <= parity.mean_kl < 100
-    assert np.isfinite(evaluate_parity(random_probabilities(4, 4, seed), sharp).mean_kl)
+    parity = compare_distributions(sharp, random_probabilities(4, 4, seed))
+    assert 0 <= parity.divergence < 100
+    assert np.isfinite(compare_distributions(random_probabilities(4, 4, seed), sharp).divergence)
 
 
 def test_parity_of_different_shapes_is_refused() -> None:
     """Rows that do not correspond are never compared."""
     with pytest.raises(CompressionError):
-        evaluate_parity(random_probabilities(3, 4, 0), random_probabilities(4, 4, 0))
+        compare_distributions(random_probabilities(3, 4, 0), random_probabilities(4, 4, 0))
 
 
 def test_parity_of_nothing_is_unknown() -> None:
     """No frames give NaN, which no gate can mistake for agreement."""
-    assert np.isnan(evaluate_parity(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)).top1_agreement)
+    assert np.isnan(compare_distributions(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)).agreement)
 
 
 @given(count=st.integers(1, 60), n=st.integers(1, 20), seed=st.integers(0, 999))
 def test_golden_frames_are_distinct_and_as_many_as_possible(count: int, n: int, seed: int) -> None:
     """The choice has min(n, count) different rows and is the same each time."""
     probabilities = random_probabilities(count, 5, seed)
-    chosen = choose_golden(probabilities, n)
+    chosen = choose_by_margin(probabilities, n)
     assert len(chosen) == min(n, count)
     assert len(set(chosen.tolist())) == len(chosen)
-    assert np.array_equal(chosen, choose_golden(probabilities, n))
+    assert np.array_equal(chosen, choose_by_margin(probabilities, n))
 
 
 @given(seed=st.integers(0, 999))
 def test_golden_frames_hold_every_class_and_the_least_sure(seed: int) -> None:
     """Every predicted class appears among the sure frames, and the least sure frame of all is in."""
     probabilities = random_probabilities(80, 4, seed)
-    chosen = choose_golden(probabilities, 16)
+    chosen = choose_by_margin(probabilities, 16)
     ordered = np.sort(probabilities, axis=1)
     assert set(probabilities[chosen[:12]].argmax(axis=1)) == set(probabilities.argmax(axis=1))
     assert int((ordered[:, -1] - ordered[:, -2]).argmin()) in chosen.tolist()

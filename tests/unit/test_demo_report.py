@@ -16,14 +16,15 @@ import pytest
 from rich.console import Console
 
 from curate.catalog.models import DatasetItem, DatasetVersion, ModelStatus, Split
-from flows.sandbox.heldout import HeldOutAccuracy, recovered_share
-from flows.sandbox.journal import Sighting, load_journal, oracle_accuracy
+from flows.sandbox.heldout import HeldOutScore, pair_rounds, recovered_share
+from flows.sandbox.journal import ACCURACY, Sighting, load_journal, measure_until, note
 from flows.sandbox.plots import link_intervals, short_release
 from flows.sandbox.report import assemble_report, persist_report, print_summary
 from flows.sandbox.report_html import clock, data_url, frame_parts, human_bytes, render_report
 from flows.sandbox.report_scores import Scores
-from flows.sandbox.report_sections import count_leaks, describe_coverage, describe_rounds, follow_accuracy, pair_rounds
+from flows.sandbox.report_sections import count_leaks, describe_coverage, describe_rounds, follow_metric
 from flows.sandbox.world_schedule import Schedule, WorldConfig
+from flows.sandbox.worlds.fashion import FashionWitness
 from tests.demo_leftovers import OPENED, RELEASES, Leftovers, placeholder_garments
 
 RESERVED = 20
@@ -92,9 +93,9 @@ def test_the_drift_is_measured_between_the_right_models(report: dict[str, Any]) 
     assert (report["drift"]["before"], report["drift"]["after"]) == (RELEASES[1], RELEASES[2])
     assert report["drift"]["cost"] == pytest.approx(0.78 - 0.48)
     assert report["drift"]["recovered_share"] == pytest.approx((0.70 - 0.48) / (0.78 - 0.48))
-    dusk_from_s = report["accuracy_over_time"]["cam-3"]["dusk_from_s"]
+    dusk_from_s = report["over_time"]["cam-3"]["dusk_from_s"]
     assert dusk_from_s == pytest.approx(36.0)
-    assert report["accuracy_over_time"]["cam-1"]["dusk_from_s"] is None
+    assert report["over_time"]["cam-1"]["dusk_from_s"] is None
 
 
 def test_a_refused_candidate_leaves_the_incumbent_in_the_field(leftovers: Leftovers) -> None:
@@ -102,7 +103,7 @@ def test_a_refused_candidate_leaves_the_incumbent_in_the_field(leftovers: Leftov
     models = [replace(m, status=ModelStatus.REFUSED) if m.round_number == 2 else m for m in leftovers.catalog.models()]
     scores, controls = leftovers.scores()
     rounds = leftovers.catalog.rounds()
-    *_, last = describe_rounds(pair_rounds(rounds, models, scores, controls), [], [], scores)
+    *_, last = describe_rounds(pair_rounds(rounds, models, scores, controls), [], [], scores, ACCURACY)
     assert last["release"] == RELEASES[1]
     assert not last["promoted"]
     assert last["heldout_accuracy_int8"] == scores["m1"].mean
@@ -128,7 +129,7 @@ def test_a_leak_is_found_by_the_true_burst() -> None:
     frames = (burst.first, inside, outside)
     samples: dict[str, Any] = {f"s{n}": Sighted("cam-1", n) for n in frames}
     items = (item(burst.first, Split.TRAIN), item(inside, Split.TEST), item(outside, Split.TEST))
-    found = count_leaks(DatasetVersion("v", 1, OPENED, items), samples, WORLD)
+    found = count_leaks(DatasetVersion("v", 1, OPENED, items), samples, FashionWitness(WORLD, (), {}))
     assert found == {"test_items_sharing_a_burst_with_training": 1, "of": 2}
 
 
@@ -141,28 +142,29 @@ class Sighted:
 
 def test_the_journal_survives_kills(tmp_path: Path) -> None:
     """A line cut off by a kill is left out, and a frame that a restarted process notes again counts once."""
-    line = {"frame": 5, "release": "r1", "predicted": 2, "truth": 2, "at": OPENED.isoformat()}
-    whole = json.dumps(line)
-    (tmp_path / "cam-1.jsonl").write_text(f"{whole}\n{whole}\n{whole[:20]}\n{json.dumps({**line, 'frame': 6})}\n[1]\n")
-    assert [sighting.frame_index for sighting in load_journal(tmp_path)] == [5, 6]
+    first = Sighting("cam-1", 5, "r1", OPENED, ((0.9, True), (0.4, False)), expected=2, mistakes=1, scene="231/dusk")
+    second = replace(first, frame_index=6, answers=(), scene=None)
+    whole = note(first)
+    (tmp_path / "cam-1.jsonl").write_text(f"{whole}\n{whole}\n{whole[:20]}\n{note(second)}\n[1]\n")
+    assert load_journal(tmp_path) == [first, second]
 
 
 def _sighting(second: float, *, right: bool = True, release: str = "r1") -> Sighting:
     at = OPENED + timedelta(seconds=second)
-    return Sighting("cam-1", int(second * 10), release, 1, 1 if right else 2, at)
+    return Sighting("cam-1", int(second * 10), release, at, ((1.0, right),))
 
 
 def test_the_oracle_counts_one_release_until_the_choice() -> None:
     """Frames of other releases or after the moment do not count; without any there is no oracle."""
     seen = [_sighting(1), _sighting(2, right=False), _sighting(3, release="r2"), _sighting(9, right=False)]
-    assert oracle_accuracy(seen, "r1", OPENED + timedelta(seconds=5)) == 0.5
-    assert oracle_accuracy(seen, "r9", OPENED) is None
+    assert measure_until(ACCURACY, seen, "r1", OPENED + timedelta(seconds=5)) == 0.5
+    assert measure_until(ACCURACY, seen, "r9", OPENED) is None
 
 
 def test_rolling_accuracy_forgets() -> None:
     """A point tells of its window alone, and a gap without frames has no points."""
     seen = [_sighting(s, right=s < 5) for s in (1, 2, 3, 40, 41)]
-    followed = follow_accuracy(seen, OPENED, None, window_s=6, step_s=3)["cam-1"]
+    followed = follow_metric(seen, ACCURACY, OPENED, {}, window_s=6, step_s=3)["cam-1"]
     assert followed["points"][0] == (4.0, 1.0, 3)
     assert followed["points"][-1][1:] == (0.0, 2)
     assert not [point for point in followed["points"] if 10 < point[0] < 39]
@@ -171,9 +173,9 @@ def test_rolling_accuracy_forgets() -> None:
 
 def test_recovered_share_needs_a_cost() -> None:
     """Where dusk cost nothing there is no share to win back; a full return to the day is 1."""
-    model = HeldOutAccuracy({"c/day": 0.8, "c/dusk": 0.5})
-    assert recovered_share(model, HeldOutAccuracy({"c/day": 0.7, "c/dusk": 0.8}), "c") == pytest.approx(1.0)
-    assert recovered_share(HeldOutAccuracy({"c/day": 0.5, "c/dusk": 0.5}), model, "c") is None
+    model = HeldOutScore({"c/day": 0.8, "c/dusk": 0.5})
+    assert recovered_share(model, HeldOutScore({"c/day": 0.7, "c/dusk": 0.8}), "c") == pytest.approx(1.0)
+    assert recovered_share(HeldOutScore({"c/day": 0.5, "c/dusk": 0.5}), model, "c") is None
     assert describe_coverage([{"oracle_in_ci95": None}]) == {"contained": 0, "rounds": 0, "share": None}
 
 
@@ -199,7 +201,7 @@ def _one_round(report: dict[str, Any]) -> None:
 
 
 def _nobody_looked(report: dict[str, Any]) -> None:
-    report["accuracy_over_time"] = {}
+    report["over_time"] = {}
     report["devices"][0] = {"device_id": "cam-1", "release": None, "reported": False}
     report["model"] = None
 

@@ -144,3 +144,10 @@ def promotion_rate(truth: float, n: int, disagreement: float, runs: int = 500) -
 def test_operating_characteristic(truth: float, n: int, disagreement: float, at_least: float, at_most: float) -> None:
     """Better candidates pass and worse ones fail as often as the policy's defaults were chosen for."""
     assert at_least <= promotion_rate(truth, n, disagreement) <= at_most
+
+
+def test_settings_go_by_their_former_names_too() -> None:
+    """A file written when every model classified still loads, and what it says beats a default merged in beside it."""
+    policy = GatePolicy.model_validate({"min_parity_top1": 0.9, "min_parity": 0.98, "min_first_accuracy": 0.3})
+    assert (policy.min_parity, policy.min_first_value) == (0.9, 0.3)
+    assert GatePolicy.model_validate(policy.model_dump()) == policy

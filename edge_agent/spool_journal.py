@@ -1,0 +1,104 @@
+"""The spool's durable writes. Each carries the ledger's totals, so a crash loses only what came after it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from edge_agent.durable import persist_bytes, remove_files
+from edge_agent.ledger import Ledger, Totals
+from edge_agent.spool_files import DISK_FULL_CODES, SpoolFolder, SpoolState
+from edge_agent.spool_index import SpoolIndex
+
+log = logging.getLogger(__name__)
+
+
+class SpoolJournal:
+    """Writes first and changes memory after, so that both say the same at every instant.
+
+    Not thread-safe: the spool calls it under its lock. Whatever the disk refuses is raised as OSError.
+    """
+
+    def __init__(self, folder: SpoolFolder, index: SpoolIndex, ledger: Ledger, *, revision: int) -> None:
+        """Go on from the newest `revision` on the disk."""
+        self._folder = folder
+        self._index = index
+        self._ledger = ledger
+        self._revision = revision
+        self._removing: tuple[Path, ...] = ()
+        self._persisted: Totals | None = None
+
+    def next_revision(self) -> int:
+        """Return the number of the next durable write."""
+        self._revision += 1
+        return self._revision
+
+    def persist_new(self, path: Path, raw: bytes) -> None:
+        """Write a new file, which exists only if this returns."""
+        try:
+            persist_bytes(path, raw)
+        except OSError:
+            # Renamed but perhaps not durable: the caller reports a failure, so the file must not turn up later.
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+
+    def commit(
+        self,
+        change: Totals,
+        *,
+        removing: Sequence[Path] = (),
+        uploaded_batches: frozenset[str] | None = None,
+        uploaded_captures: frozenset[int] | None = None,
+    ) -> None:
+        """Write the state with the change in it; only then change memory."""
+        index = self._index
+        batches = index.uploaded_batches if uploaded_batches is None else uploaded_batches
+        captures = index.uploaded_captures if uploaded_captures is None else uploaded_captures
+        leaving = (*self._removing, *removing)
+        totals = self._ledger.totals().plus(change)
+        state = SpoolState(
+            revision=self.next_revision(),
+            totals=totals,
+            removing=[path.relative_to(self._folder.root).as_posix() for path in leaving],
+            uploaded_batches=sorted(batches),
+            uploaded_captures=sorted(captures),
+        )
+        self.insist(partial(self._folder.persist_state, state), removing)
+        self._ledger.add(change)
+        self._persisted = totals
+        index.uploaded_batches, index.uploaded_captures, self._removing = batches, captures, leaving
+
+    def insist(self, persist: Callable[[], None], removing: Sequence[Path]) -> None:
+        """Write what makes room also on a full disk: files that leave anyway go first, until there is room.
+
+        A crash right here counts captures as evicted and sends feedback once more; so its own files must stay.
+        """
+        for path in removing:
+            if path.parent != self._folder.feedback:
+                try:
+                    return persist()
+                except OSError as exc:
+                    if exc.errno not in DISK_FULL_CODES:
+                        raise
+                    path.unlink(missing_ok=True)
+        return persist()
+
+    def persist_changes(self) -> None:
+        """Finish what is left to remove, and write the totals if they have changed since they were written."""
+        if self._removing:
+            self.finish_removals()
+        if self._ledger.totals() != self._persisted:
+            self.commit(Totals())
+
+    def finish_removals(self) -> None:
+        """Remove the files that the last state counts as gone; those the disk refuses wait for the next time."""
+        try:
+            remove_files(self._removing)
+        except OSError as exc:
+            log.warning("counted files could not be removed yet: %s", exc)
+            return
+        self._removing = ()

@@ -1,0 +1,115 @@
+"""Reading one distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curate.answers.base import BadOutputError, pack_embedding, verify_embedding
+from curate.answers.classification import CLASSIFICATION, evaluate_scores
+from curate.contracts.prediction import ClassificationPrediction
+from curate.contracts.release import ModelSpec
+
+
+def array(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def test_known_values() -> None:
+    """The three scores of a simple distribution are what their formulas say."""
+    scores = evaluate_scores(array(0.5, 0.25, 0.25, 0.0))
+    assert scores == pytest.approx({"least_confidence": 0.5, "margin": 0.75, "entropy": 0.75})
+
+
+@pytest.mark.parametrize(("values", "expected"), [((0.25,) * 4, 1.0), ((0.0, 1.0, 0.0), 0.0)])
+def test_extremes(values: tuple[float, ...], expected: float) -> None:
+    """Margin and entropy are 1 for a uniform answer, and every score is 0 for a certain one."""
+    scores = evaluate_scores(array(*values))
+    assert scores["entropy"] == pytest.approx(expected, abs=1e-6)
+    assert scores["margin"] == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=20).filter(lambda values: sum(values) > 0.01))
+def test_scores_stay_in_the_unit_interval(values: list[float]) -> None:
+    """Every distribution gets exactly the named scores, each in [0, 1]."""
+    total = sum(values)
+    scores = evaluate_scores(array(*(value / total for value in values)))
+    assert set(scores) == CLASSIFICATION.score_names
+    assert all(0.0 <= score <= 1.0 for score in scores.values())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        array(0.5, 0.4),
+        array(float("nan"), 1.0),
+        array(1.0, float("nan")),
+        array(0.5, float("nan"), 0.5),
+        array(1.5, -0.5),
+        array(float("inf"), 0.0),
+        array(1.0),
+        np.full((2, 2), 0.25, np.float32),
+    ],
+)
+def test_what_is_no_distribution_is_refused(bad: np.ndarray) -> None:
+    """NaN, wrong sums, values outside [0, 1] and wrong shapes are errors, wherever they stand."""
+    with pytest.raises(BadOutputError):
+        evaluate_scores(bad)
+
+
+def test_embeddings_must_be_finite_and_survive_float16() -> None:
+    """NaN and infinity are refused; a huge finite value is packed as float16's largest, not as infinity."""
+    for bad in (array(float("nan")), array(float("inf"), 0.0), np.zeros((1, 2), np.float32)):
+        with pytest.raises(BadOutputError):
+            verify_embedding(bad)
+    verify_embedding(array(1e9, -2.0))
+    assert np.frombuffer(pack_embedding(array(1e9, -2.0)), "<f2").tolist() == [65504.0, -2.0]
+
+
+SPEC = ModelSpec(kind="classification", class_names=["cat", "dog", "owl"], height=8, width=8, embedding_dim=2)
+
+
+def outputs(*probabilities: float) -> dict[str, np.ndarray]:
+    return {"probabilities": array(*probabilities), "embedding": array(1.5, -2.0)}
+
+
+def test_an_answer_becomes_a_prediction_and_words() -> None:
+    """The wire form carries distribution, scores and embedding; the description is what clients have always read."""
+    answer = CLASSIFICATION.reader(SPEC).read(outputs(0.25, 0.5, 0.25), 576, 768)
+    prediction = answer.to_prediction("p-1", "r-1")
+    assert isinstance(prediction, ClassificationPrediction)
+    assert (prediction.prediction_id, prediction.release_id, prediction.scores) == ("p-1", "r-1", dict(answer.scores))
+    assert prediction.embedding is not None
+    assert np.frombuffer(prediction.embedding.raw(), "<f2").tolist() == [1.5, -2.0]
+    assert CLASSIFICATION.describe(prediction, SPEC.class_names) == {
+        "label": "dog",
+        "class_index": 1,
+        "probabilities": [0.25, 0.5, 0.25],
+    }
+    light = answer.without_embeddings()
+    assert light.to_prediction("p-1", "r-1") == prediction.model_copy(update={"embedding": None})
+    assert light.size_bytes < answer.size_bytes
+    assert answer.box_ids == frozenset()
+
+
+def test_outputs_must_fit_the_specification() -> None:
+    """A missing output and another number of classes or embedding components are refused by name or shape."""
+    CLASSIFICATION.verify_outputs(outputs(0.2, 0.3, 0.5), SPEC)
+    with pytest.raises(BadOutputError, match="lacks embedding"):
+        CLASSIFICATION.verify_outputs({"probabilities": array(0.2, 0.3, 0.5)}, SPEC)
+    for wrong in (outputs(0.5, 0.5), outputs(0.2, 0.3, 0.5) | {"embedding": array(1.0)}):
+        with pytest.raises(BadOutputError, match="manifest says"):
+            CLASSIFICATION.verify_outputs(wrong, SPEC)
+
+
+def test_the_golden_difference_is_the_largest_one() -> None:
+    """It is that of the one value that differs most; other shapes and NaN are refused."""
+    expected = outputs(0.2, 0.3, 0.5)
+    assert CLASSIFICATION.golden_difference(expected, expected) == 0.0
+    moved = outputs(0.2, 0.35, 0.45) | {"embedding": array(1.5, -2.25)}
+    assert CLASSIFICATION.golden_difference(moved, expected) == pytest.approx(0.25)
+    for bad in (outputs(0.5, 0.5), outputs(float("nan"), 0.5, 0.5)):
+        with pytest.raises(BadOutputError):
+            CLASSIFICATION.golden_difference(bad, expected)
