@@ -15,7 +15,8 @@ from curate.compression.parity import Parity, compare_distributions
 from curate.contracts.prediction import DetectionPrediction
 from curate.contracts.release import ModelSpec
 from curate.errors import CompressionError
-from curate.metrics.detection import PredictedBoxes, TrueBoxes, match_frames
+from curate.metrics.detection import TrueBoxes, match_frames
+from curate.metrics.kinds import predicted_boxes
 
 
 class CompressionKind(Protocol):
@@ -86,9 +87,8 @@ class Detection(_Kind):
 
         The divergence is 1 - AP50-95, which sees boxes that move, too. Without a box to find both are NaN.
         """
-        shown = [_boxes(answer) for answer in self._read(reference)]
-        truth = [TrueBoxes.of(boxes.corners[sure], boxes.classes[sure]) for boxes, sure in shown]
-        found = [boxes for boxes, _ in (_boxes(answer) for answer in self._read(candidate))]
+        truth = [_shown(_prediction(answer)) for answer in self._read(reference)]
+        found = [predicted_boxes(_prediction(answer).boxes) for answer in self._read(candidate)]
         evidence = match_frames(found, truth, len(self._spec.class_names))
         return Parity(
             agreement=evidence.measuring("AP50").value(),
@@ -131,17 +131,18 @@ def _frames(outputs: Outputs) -> Iterator[Outputs]:
         yield {name: values[row] for name, values in outputs.items()}
 
 
-def _boxes(answer: Answer) -> tuple[PredictedBoxes, NDArray[np.bool_]]:
-    """The frame's boxes, and which of them are shown to people."""
+def _prediction(answer: Answer) -> DetectionPrediction:
     prediction = answer.to_prediction("parity", "parity")
     if not isinstance(prediction, DetectionPrediction):
         raise CompressionError("the answer holds no boxes")
-    corners = [(box.x_min, box.y_min, box.x_max, box.y_max) for box in prediction.boxes]
-    probabilities = np.array([box.probabilities for box in prediction.boxes], np.float64)
-    boxes = PredictedBoxes.of(
-        corners, probabilities.argmax(axis=1) if corners else [], probabilities.max(axis=1) if corners else []
-    )
-    return boxes, boxes.scores >= (prediction.score_threshold or 0.0)
+    return prediction
+
+
+def _shown(prediction: DetectionPrediction) -> TrueBoxes:
+    """What people see of a frame, taken for the truth."""
+    boxes = [box for box in prediction.shown_boxes if box.x_max > box.x_min and box.y_max > box.y_min]
+    corners = [(box.x_min, box.y_min, box.x_max, box.y_max) for box in boxes]
+    return TrueBoxes.of(corners, [box.class_index for box in boxes])
 
 
 KINDS: Final[Mapping[str, Callable[[ModelSpec], CompressionKind]]] = {

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 LABELS_FILE = Path(__file__).parents[1] / "plaza_labels.yaml"
 CLIP_FOLDER = "plaza"
+ROUND_RECIPE: Mapping[str, int] = {"epochs": 3, "steps_per_epoch": 20}
+"""Short: each round goes on from the last one's model."""
+SEED_PEOPLE = 4
+"""The self-made frames are less crowded than the plaza is."""
 AP50 = Metric("ap50", "AP50", average_precision)
 _FIELD_LENGTH = FIELD_FRAMES[1] - FIELD_FRAMES[0] + 1
 _RING_BYTES = 192 * 1024 * 1024
@@ -69,7 +73,7 @@ class PlazaWorld:
         """Few labels, slow frames, one scene that hardly changes."""
         return {
             "labels_file": str(LABELS_FILE),
-            "detection_training": {"threads": 1},  # agents and services share the two cores
+            "detection_training": {**ROUND_RECIPE, "threads": 1},  # agents and services share the two cores
             "split": {"block_s": 2.0},
             "selection": {"scene_gap_s": 2.0, "audit_share": 0.25},
             "gate": {"min_labels": 10},
@@ -89,7 +93,8 @@ class PlazaWorld:
         from flows.sandbox.plaza_seed import make_seed_frames  # noqa: PLC0415
 
         first, labels = read_frames(self._clip, *SEED_FRAMES), load_label_spec(LABELS_FILE)
-        made = make_seed_frames(first, self._script.seed_labels, self._script.seed, labels.height, labels.width)
+        count, seed = self._script.seed_labels, self._script.seed
+        made = make_seed_frames(first, count, seed, labels.height, labels.width, most_people=SEED_PEOPLE)
         images = {f"seed-{number:04d}": image for number, image in enumerate(made.images)}
         items = tuple(_seed_item(name, dict(label)) for name, label in zip(images, made.labels, strict=True))
         version = DatasetVersion(f"seed-{self._script.seed}", 0, datetime.now(UTC), items)
