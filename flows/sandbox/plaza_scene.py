@@ -26,15 +26,16 @@ FIELD_FRAMES = (199, 566)
 TEST_FRAMES = (597, 794)
 """What only the exam looks at, after a gap."""
 
-DUSK_GAIN = 0.35
+# At 0.35 a first model with the product's augmentation loses nothing; at 0.15 its AP50 falls from 0.86 to 0.35.
+DUSK_GAIN = 0.17
 _DUSK_TINT = np.array([0.90, 0.96, 1.10], np.float32)  # red, green, blue
-_DUSK_BLUR_PX = 0.8
-_DUSK_NOISE_LEVELS = 5.0
+_DUSK_BLUR_PX = 1.3
+_DUSK_NOISE_LEVELS = 7.0
 _JPEG_QUALITY = 92
 _DUSK_STREAM = 31
 
 _GRID = (128, 96)
-_DARKER_THAN = 0.62
+_DARKER_THAN = 0.5
 """A picture this much darker than the clip is at dusk: between its gain and the day's."""
 
 

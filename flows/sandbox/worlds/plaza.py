@@ -79,8 +79,8 @@ class PlazaWorld:
             "gate": {"min_labels": 10},
             "capture_policy": {
                 "version": "demo",
-                "random_probability": 0.10,
-                "uncertain_budget_fraction": 0.15,
+                "random_probability": 0.08,
+                "uncertain_budget_fraction": 0.10,
                 "uncertainty_score": "uncertainty",
                 "cooldown_frames": 2,
             },
