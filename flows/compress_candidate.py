@@ -46,8 +46,9 @@ def compress(model_id: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         float_path, int8_path = Path(folder) / "model-float.onnx", Path(folder) / "model-int8.onnx"
         export_onnx(task_of(wired.settings.recipe).load(weights), float_path)
-        quantised = quantize_int8(float_path, calibration, int8_path)
-        metrics = _measure(float_path, int8_path, probe)
+        # Choosing on the very images that are reported would flatter the choice.
+        quantised = quantize_int8(float_path, calibration, int8_path, probe[::2])
+        metrics = _measure(float_path, int8_path, probe[1::2])
         files = {
             "float": ("model-float.onnx", float_path.read_bytes()),
             "int8": ("model-int8.onnx", int8_path.read_bytes()),

@@ -119,12 +119,18 @@ def quantize_int8(
                 tried.append((scheme, kind.evaluate_parity(reference, answers)))
         if not tried:
             raise CompressionError("no quantisation scheme gave a model that runs")
-        scheme, parity = min(tried, key=lambda pair: (-pair[1].agreement, pair[1].divergence))
+        scheme, parity = min(tried, key=_rank)
         payload = _candidate_path(Path(folder), scheme).read_bytes()
     _write_atomically(payload, out_path)
     saturation = saturation_share(onnx.load_model_from_string(payload))
     _log.info("quantised", extra={"scheme": str(scheme), "agreement": parity.agreement})
     return QuantizationResult(scheme, parity, float_path.stat().st_size, len(payload), saturation, tuple(tried))
+
+
+def _rank(tried: tuple[QuantizationScheme, Parity]) -> tuple[float, float]:
+    """Best agreement first, then the smallest divergence; what cannot be compared comes last."""
+    agreement, divergence = tried[1].agreement, tried[1].divergence
+    return (1.0, 0.0) if np.isnan(agreement) else (-agreement, divergence)
 
 
 def saturation_share(model: onnx.ModelProto) -> float:

@@ -96,6 +96,8 @@ class DemoRun:
         self._runs.wait_for_deployment("import-labels", timeout_s=90)
         self._runs.run_to_end("import-labels", {"folder": str(folder)}, timeout_s=120)
         self._round(0)
+        if services().catalog.released_model() is None:
+            raise Error("the first model was refused, so the field has nothing to run", hint="see round 0 in Prefect")
 
     def _open_field(self, stack: Stack, supervisor: Supervisor) -> Field:
         """Start the world, the links, the agents and the people."""
@@ -159,7 +161,7 @@ class DemoRun:
 
     def _round(self, number: int) -> None:
         self.timeline.note("round_opened", number=number)
-        self._runs.run_to_end("curation-round", {"round_number": number}, timeout_s=420)
+        self._runs.run_to_end("curation-round", {"round_number": number}, timeout_s=600)
         model = next((m for m in services().catalog.models() if m.round_number == number), None)
         if model is None:
             raise Error(f"round {number} ended without a model", hint="see the run in the Prefect UI")
