@@ -36,7 +36,7 @@ from flows.sandbox.plaza_truth import load_truth
 from flows.sandbox.worlds.plaza import CLIP_FOLDER, LABELS_FILE, ROUND_RECIPE, SEED_PEOPLE
 
 _SEED = 0
-_SEED_FRAMES = 80
+_SEED_FRAMES = 100
 _SEED_STEP = 7
 _VALIDATION_STEP = 24
 """Every so many frames one calibrates the scores and is not learned from."""

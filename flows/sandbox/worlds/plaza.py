@@ -76,7 +76,8 @@ class PlazaWorld:
             "detection_training": {**ROUND_RECIPE, "threads": 1},  # agents and services share the two cores
             "split": {"block_s": 2.0},
             "selection": {"scene_gap_s": 2.0, "audit_share": 0.25},
-            "gate": {"min_labels": 10},
+            # A dozen audits a round rule out large losses only.
+            "gate": {"min_labels": 6, "min_parity": 0.9, "tolerance": 0.12},
             "capture_policy": {
                 "version": "demo",
                 "random_probability": 0.08,
