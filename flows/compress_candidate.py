@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import flow
 
-from curate.catalog.models import ModelRow, SampleStatus, Split
+from curate.catalog.models import ModelRow, Sample, SampleStatus, Split
 from curate.compression.export import export_onnx
 from curate.compression.golden import build_golden
 from curate.compression.inference import OnnxModel, measure_latency
@@ -23,6 +23,7 @@ from flows._stage import stage_task
 from flows._wiring import Services, services
 from flows.train_candidate import load_split, require_dataset, require_model
 
+FEWEST_PARITY_IMAGES = 32
 MAX_CALIBRATION_IMAGES, CALIBRATION_PIXELS = 256, 2**22
 MAX_PARITY_IMAGES, PARITY_PIXELS = 1500, 2**23
 """As many images as tell enough, and for large frames as many as can be run in a minute."""
@@ -81,19 +82,27 @@ def _measure(float_path: Path, int8_path: Path, images: NDArray[np.uint8]) -> di
 def _field_images(wired: Services, model: ModelRow) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images to calibrate on and, disjoint from them, images to measure parity on.
 
-    What the field looks like now calibrates best, so the newest unlabelled captures come first; the labelled training
-    images fill up while there are none.
+    What the field looks like now is best for both, so the newest unlabelled captures come first. Parity is about the
+    frames that the cameras see, so what the random arm kept measures it: the other captures are there because the model
+    was unsure, where a hair decides. While there is little of either, the labelled training images fill up.
     """
     pixels = wired.settings.labels.height * wired.settings.labels.width
     calibrating = min(MAX_CALIBRATION_IMAGES, max(16, CALIBRATION_PIXELS // pixels))
-    wanted = calibrating + min(MAX_PARITY_IMAGES, max(32, PARITY_PIXELS // pixels))
+    measuring = min(MAX_PARITY_IMAGES, max(32, PARITY_PIXELS // pixels))
     pool = sorted(wired.catalog.samples(status=SampleStatus.POOL), key=lambda s: s.captured_at, reverse=True)
     rng = np.random.default_rng(model.round_number)
-    recent = pool[: 4 * wanted]
-    chosen = [recent[i] for i in rng.permutation(len(recent))[:wanted]]
-    images = fetch_frames(wired, chosen).images
-    if len(images) < wanted:
+    drawn = [sample for sample in pool if sample.random_probability is not None][:measuring]
+    taken = {sample.sample_id for sample in drawn}
+    recent = [sample for sample in pool if sample.sample_id not in taken][: 4 * calibrating]
+    calibration = fetch_frames(wired, _shuffled(recent, rng)[:calibrating]).images
+    probe = fetch_frames(wired, _shuffled(drawn, rng)).images
+    if len(calibration) < calibrating or len(probe) < FEWEST_PARITY_IMAGES:
         labelled = load_split(wired, require_dataset(wired, model.dataset_version), Split.TRAIN).images
-        images = np.concatenate([images, labelled[rng.permutation(len(labelled))]])[:wanted]
-    cut = min(calibrating, len(images) // 2)
-    return images[:cut], images[cut:]
+        everything = np.concatenate([calibration, probe, labelled[rng.permutation(len(labelled))]])
+        cut = min(calibrating, len(everything) // 2)
+        return everything[:cut], everything[cut : cut + measuring]
+    return calibration, probe
+
+
+def _shuffled(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
+    return [samples[i] for i in rng.permutation(len(samples))]
