@@ -61,6 +61,9 @@ DEFAULT_SCHEMES = tuple(
     QuantizationScheme(calibration, per_channel)
     for calibration, per_channel in itertools.product(("minmax", "percentile", "entropy"), (True, False))
 )
+LARGE_FRAME_SCHEMES = tuple(scheme for scheme in DEFAULT_SCHEMES if scheme.calibration == "minmax")
+"""Histograms of every activation of large frames take minutes."""
+_LARGE_FRAME_PIXELS = 128 * 128
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
@@ -95,12 +98,14 @@ def quantize_int8(
     out_path: Path,
     validation_images: NDArray[np.uint8] | None = None,
     *,
-    schemes: Sequence[QuantizationScheme] = DEFAULT_SCHEMES,
+    schemes: Sequence[QuantizationScheme] | None = None,
     every_device_has_vnni: bool = False,
     max_calibration_images: int = 256,
     threads: int = 2,
 ) -> QuantizationResult:
     """Quantise `float_path` to `out_path`, keeping the scheme with the best agreement, then the smallest divergence.
+
+    `schemes` are by default all for small frames and the quick ones for large frames.
 
     Images are uint8 [N, H, W, 3], unlabelled, as the cameras send them. Candidates are judged on
     `validation_images`; without any, on a third of the calibration images held back. Deterministic. Raises
@@ -112,7 +117,7 @@ def quantize_int8(
     tried: list[tuple[QuantizationScheme, Parity]] = []
     with tempfile.TemporaryDirectory(prefix="gleaner-int8-") as folder:
         prepared = _preprocess(float_path, Path(folder))
-        for scheme in schemes:
+        for scheme in schemes or _schemes_for(calibration):
             candidate = _candidate_path(Path(folder), scheme)
             if _try_scheme(prepared, scheme, calibration, candidate, every_device_has_vnni):
                 answers = OnnxModel(candidate, threads=threads).run(held_back)
@@ -125,6 +130,11 @@ def quantize_int8(
     saturation = saturation_share(onnx.load_model_from_string(payload))
     _log.info("quantised", extra={"scheme": str(scheme), "agreement": parity.agreement})
     return QuantizationResult(scheme, parity, float_path.stat().st_size, len(payload), saturation, tuple(tried))
+
+
+def _schemes_for(images: NDArray[np.uint8]) -> Sequence[QuantizationScheme]:
+    large = images.shape[1] * images.shape[2] > _LARGE_FRAME_PIXELS
+    return LARGE_FRAME_SCHEMES if large else DEFAULT_SCHEMES
 
 
 def _rank(tried: tuple[QuantizationScheme, Parity]) -> tuple[float, float]:
