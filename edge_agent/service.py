@@ -226,6 +226,7 @@ class Service:
             threads=self._config.inference.threads,
             variant=self._config.inference.variant,
             interval_s=self._config.update.interval_s,
+            max_backoff_s=self._config.sync.max_backoff_s,
         )
 
     def _sync_policy(self) -> SyncPolicy:
