@@ -16,12 +16,11 @@ from curate.compression.golden import build_golden
 from curate.compression.inference import OnnxModel, measure_latency
 from curate.compression.kinds import kind_of
 from curate.compression.quantize import quantize_int8
-from curate.training.tasks import task_of
-from flows._blobs import fetch_model_file, put_model_file
+from flows._blobs import put_model_file
 from flows._frames import fetch_frames
 from flows._stage import stage_task
 from flows._wiring import Services, services
-from flows.train_candidate import load_split, require_dataset, require_model
+from flows.train_candidate import fetch_trained, load_split, require_dataset, require_model
 
 FEWEST_PARITY_IMAGES = 32
 MAX_CALIBRATION_IMAGES, CALIBRATION_PIXELS = 256, 2**22
@@ -43,10 +42,9 @@ def compress(model_id: str) -> dict[str, Any]:
     if "int8" in model.artifacts:
         return model.metrics
     calibration, probe = _field_images(wired, model)
-    weights = fetch_model_file(wired.store, model.artifacts["weights"], wired.settings.cache_dir)
     with tempfile.TemporaryDirectory() as folder:
         float_path, int8_path = Path(folder) / "model-float.onnx", Path(folder) / "model-int8.onnx"
-        export_onnx(task_of(wired.settings.recipe).load(weights), float_path)
+        export_onnx(fetch_trained(wired, model), float_path)
         # Choosing on the very images that are reported would flatter the choice.
         quantised = quantize_int8(float_path, calibration, int8_path, probe[::2])
         metrics = _measure(float_path, int8_path, probe[1::2])

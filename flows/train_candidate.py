@@ -109,10 +109,16 @@ def train_on(round_number: int, version: str) -> str:
 
 def starting_point(wired: Services) -> TrainedModel | None:
     """Return what the recipe says to start from; None for fresh weights."""
-    recipe, incumbent = wired.settings.recipe, wired.catalog.released_model()
-    if recipe.start != "incumbent" or incumbent is None:
+    incumbent = wired.catalog.released_model()
+    if wired.settings.recipe.start != "incumbent" or incumbent is None:
         return None
-    return task_of(recipe).load(fetch_model_file(wired.store, incumbent.artifacts["weights"], wired.settings.cache_dir))
+    return fetch_trained(wired, incumbent)
+
+
+def fetch_trained(wired: Services, model: ModelRow) -> TrainedModel:
+    """Return a model as it was trained, before it was compressed."""
+    path = fetch_model_file(wired.store, model.artifacts["weights"], wired.settings.cache_dir)
+    return task_of(wired.settings.recipe).load(path)
 
 
 def load_split(wired: Services, dataset: DatasetVersion, split: Split) -> LabelledFrames:

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.contracts.embedding import Embedding
 from curate.contracts.prediction import Prediction
 from curate.contracts.release import ModelSpec
 from curate.errors import Error
@@ -120,6 +121,11 @@ def verify_embedding(embedding: Floats) -> None:
 def pack_embedding(embedding: Floats) -> bytes:
     """Return little-endian float16 bytes, 2 * D of them; values beyond float16's range become its largest."""
     return np.clip(embedding, -_FLOAT16_MAX, _FLOAT16_MAX).astype("<f2").tobytes()
+
+
+def wire_embedding(embedding: Floats) -> Embedding | None:
+    """Return an embedding of shape [D] as it travels; None for an empty one."""
+    return Embedding.from_raw(pack_embedding(embedding)) if embedding.size else None
 
 
 def take_outputs(outputs: Outputs, names: Sequence[str]) -> tuple[Floats, ...]:

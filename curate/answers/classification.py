@@ -15,13 +15,12 @@ from curate.answers.base import (
     Floats,
     Outputs,
     largest_difference,
-    pack_embedding,
     take_outputs,
     unit,
     verify_embedding,
     verify_shapes_equal,
+    wire_embedding,
 )
-from curate.contracts.embedding import Embedding
 from curate.contracts.prediction import ClassificationPrediction, Prediction
 from curate.contracts.release import ModelSpec
 
@@ -90,7 +89,7 @@ class ClassificationAnswer:
             prediction_id=prediction_id,
             release_id=release_id,
             scores=dict(self.scores),
-            embedding=Embedding.from_raw(pack_embedding(self.embedding)) if self.embedding.size else None,
+            embedding=wire_embedding(self.embedding),
             probabilities=list(self.probabilities),
         )
 

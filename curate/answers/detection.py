@@ -22,11 +22,11 @@ from curate.answers.base import (
     Floats,
     Outputs,
     largest_difference,
-    pack_embedding,
     take_outputs,
     unit,
     verify_embedding,
     verify_shapes_equal,
+    wire_embedding,
 )
 from curate.answers.boxes import Suppression, areas, pairwise_iou, scale_and_clip, suppress
 from curate.answers.detection_scores import (
@@ -44,7 +44,6 @@ from curate.answers.detection_scores import (
     top_k_mean,
 )
 from curate.answers.tracking import Tracker
-from curate.contracts.embedding import Embedding
 from curate.contracts.prediction import DetectedBox, DetectionPrediction, Prediction
 from curate.contracts.release import ModelSpec
 
@@ -103,7 +102,7 @@ class DetectionAnswer:
             prediction_id=prediction_id,
             release_id=release_id,
             scores=dict(self.scores),
-            embedding=_wire_embedding(self.embedding),
+            embedding=wire_embedding(self.embedding),
             score_threshold=self.score_threshold,
             boxes=[_wire_box(position, *row) for position, row in enumerate(rows)],
         )
@@ -111,10 +110,6 @@ class DetectionAnswer:
 
 def _box_id(position: int) -> str:
     return f"b{position + 1}"
-
-
-def _wire_embedding(embedding: Floats) -> Embedding | None:
-    return Embedding.from_raw(pack_embedding(embedding)) if embedding.size else None
 
 
 def _wire_box(position: int, corners: list[float], probabilities: list[float], embedding: Floats) -> DetectedBox:
@@ -126,7 +121,7 @@ def _wire_box(position: int, corners: list[float], probabilities: list[float], e
         x_max=x_max,
         y_max=y_max,
         probabilities=[unit(p) for p in probabilities],
-        embedding=_wire_embedding(embedding),
+        embedding=wire_embedding(embedding),
     )
 
 

@@ -16,16 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from curate.compression.inference import RUNTIME_ERRORS, Outputs
+from curate.compression.inference import RUNTIME_ERRORS, make_spec
 from curate.compression.kinds import find_kind
-from curate.contracts.release import ModelSpec
 from curate.errors import CompressionError
 
 OPSET = 18
 """Old enough for every ONNX Runtime a camera may carry (1.14 and later), new enough for the exporter not to convert."""
-
-_TOLERANCE = 1e-3
-"""Largest difference from torch, as the kind measures difference."""
 
 
 class Exportable(Protocol):
@@ -146,23 +142,11 @@ def _verify_same_answers(module: nn.Module, payload: bytes, frames: NDArray[np.u
                 raise CompressionError(
                     f"output {name} is {actual[name].shape} in ONNX and {expected[name].shape} in torch"
                 )
-        gap = find_kind(_spec_of(model, expected)).difference(actual, expected)
-        if not gap <= _TOLERANCE:
+        embedding_dim = expected["embedding"].shape[-1]
+        kind = find_kind(make_spec(model.kind, model.class_names, model.frame_shape, embedding_dim))
+        gap = kind.difference(actual, expected)
+        if not gap <= kind.export_tolerance:
             raise CompressionError(f"the exported model's answers differ from torch's by {gap:.2g}")
-
-
-def _spec_of(model: Exportable, outputs: Outputs) -> ModelSpec:
-    height, width, channels = model.frame_shape
-    return ModelSpec.model_validate(
-        {
-            "kind": model.kind,
-            "class_names": model.class_names,
-            "height": height,
-            "width": width,
-            "channels": channels,
-            "embedding_dim": outputs["embedding"].shape[-1],
-        }
-    )
 
 
 def _run(payload: bytes, frames: NDArray[np.uint8], output_names: tuple[str, ...]) -> list[NDArray[np.float32]]:

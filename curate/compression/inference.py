@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,25 @@ class OnnxModel:
 
 
 def _read_spec(metadata: Mapping[str, str], shapes: Mapping[str, list[Any]]) -> ModelSpec:
-    height, width, channels = json.loads(metadata["frame_shape"])
+    names, frame_shape = json.loads(metadata["class_names"]), json.loads(metadata["frame_shape"])
+    return make_spec(metadata["kind"], names, frame_shape, shapes["embedding"][-1])
+
+
+def make_spec(kind: str, class_names: Sequence[str], frame_shape: Sequence[int], embedding_dim: int) -> ModelSpec:
+    """Return what a runtime must know of a model.
+
+    Raises:
+        ValueError: a value makes no sense.
+    """
+    height, width, channels = frame_shape
     return ModelSpec.model_validate(
         {
-            "kind": metadata["kind"],
-            "class_names": json.loads(metadata["class_names"]),
+            "kind": kind,
+            "class_names": class_names,
             "height": height,
             "width": width,
             "channels": channels,
-            "embedding_dim": shapes["embedding"][-1],
+            "embedding_dim": embedding_dim,
         }
     )
 

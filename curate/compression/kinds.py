@@ -24,6 +24,8 @@ class CompressionKind(Protocol):
 
     agreement_name: str
     """What `Parity.agreement` is called in reports, for example `top1`."""
+    export_tolerance: float
+    """Largest difference of an exported file from torch."""
 
     def evaluate_parity(self, reference: Outputs, candidate: Outputs) -> Parity:
         """Compare what two models answered to the same frames."""
@@ -67,6 +69,7 @@ class Classification(_Kind):
     """Class distributions with one embedding a frame."""
 
     agreement_name = "top1"
+    export_tolerance = 1e-4
 
     def evaluate_parity(self, reference: Outputs, candidate: Outputs) -> Parity:
         """Compare the distributions row by row."""
@@ -81,6 +84,7 @@ class Detection(_Kind):
     """Boxes, judged by average precision: a shift of many faint candidates matters less than one box that is gone."""
 
     agreement_name = "ap50"
+    export_tolerance = 1e-3  # of a small box's overlap; a fraction of a pixel
 
     def evaluate_parity(self, reference: Outputs, candidate: Outputs) -> Parity:
         """Take the boxes that the reference shows for the truth: agreement is the candidate's AP50 against them.

@@ -59,10 +59,15 @@ def _judge_classes(
 
 def _judge_boxes(predictions: Sequence[Prediction], labels: Sequence[Label], class_names: tuple[str, ...]) -> Evidence:
     truth = [true_boxes(label, class_names) for label in labels]
-    return match_frames([predicted_boxes(_boxes_of(said)) for said in predictions], truth, len(class_names))
+    return match_frames([predicted_boxes(boxes_of(said)) for said in predictions], truth, len(class_names))
 
 
-def _boxes_of(prediction: Prediction) -> Sequence[DetectedBox]:
+def boxes_of(prediction: Prediction) -> Sequence[DetectedBox]:
+    """Return the boxes of a detection, the faint ones included.
+
+    Raises:
+        CatalogError: the prediction is of another kind.
+    """
     if not isinstance(prediction, DetectionPrediction):
         raise CatalogError(f"a prediction of kind {prediction.kind} holds no boxes")
     return prediction.boxes

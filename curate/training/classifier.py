@@ -16,6 +16,7 @@ from curate.errors import TrainingError
 from curate.training.architectures import ConvNet, ServingModule
 from curate.training.data import Images
 from curate.training.recipe import NetworkShape
+from curate.training.trained import Described
 from curate.training.weights import persist_weights, read_weights
 
 _HEADER_KEY = "gleaner.classifier"
@@ -37,7 +38,7 @@ class ClassifierMetadata(BaseModel):
 
 
 @dataclass(frozen=True)
-class TrainedClassifier:
+class TrainedClassifier(Described):
     """A network in evaluation mode with its metadata. Treat both as immutable.
 
     It is a `TrainedModel` (curate/training/tasks.py): another kind of model joins by offering the same.
@@ -48,26 +49,6 @@ class TrainedClassifier:
 
     network: ConvNet
     metadata: ClassifierMetadata
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names in the order of the probabilities."""
-        return self.metadata.class_names
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one input frame."""
-        return (self.metadata.height, self.metadata.width, 3)
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of a frame's embedding."""
-        return self.metadata.network.embedding_dim
-
-    @property
-    def validation(self) -> dict[str, float]:
-        """What it scored on its validation split; empty if that had no labels."""
-        return self.metadata.validation
 
     def persist(self, path: Path) -> None:
         """Write it for `load_classifier`."""

@@ -16,6 +16,7 @@ from curate.errors import TrainingError
 from curate.training.data import Images
 from curate.training.detector_network import DetectorNetwork, Projections, ServingDetector
 from curate.training.detector_recipe import DetectorShape
+from curate.training.trained import Described
 from curate.training.weights import persist_weights, read_weights
 
 _HEADER_KEY = "gleaner.detector"
@@ -57,7 +58,7 @@ class Detections:
 
 
 @dataclass(frozen=True)
-class TrainedDetector:
+class TrainedDetector(Described):
     """A network in evaluation mode with its metadata. Treat both as immutable.
 
     It is a `TrainedModel` (curate/training/tasks.py).
@@ -68,26 +69,6 @@ class TrainedDetector:
 
     learned: Learned
     metadata: DetectorMetadata
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names in the order of the probabilities."""
-        return self.metadata.class_names
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one input frame."""
-        return (self.metadata.height, self.metadata.width, 3)
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of a frame's embedding."""
-        return self.metadata.network.embedding_dim
-
-    @property
-    def validation(self) -> dict[str, float]:
-        """What it scored on its validation split; empty if that had no labels."""
-        return self.metadata.validation
 
     def persist(self, path: Path) -> None:
         """Write it as one safetensors file, atomically: a crash leaves the old file or the new one."""

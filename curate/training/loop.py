@@ -22,11 +22,6 @@ class EpochReport:
     loss: float
     validation: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def validation_accuracy(self) -> float:
-        """Accuracy on the validation split; NaN where there is none."""
-        return self.validation.get("accuracy", float("nan"))
-
     def __str__(self) -> str:
         """One line for a log."""
         figures = "".join(f", validation {name} {value:.3f}" for name, value in self.validation.items())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -21,6 +22,8 @@ from curate.training.trainer import train_classifier
 
 Recipe: TypeAlias = TrainingRecipe | DetectorRecipe
 T = TypeVar("T")
+RecipeT = TypeVar("RecipeT", TrainingRecipe, DetectorRecipe)
+ModelT = TypeVar("ModelT", TrainedClassifier, TrainedDetector)
 
 _GUIDE = "docs/own-detector.md shows a complete one"
 
@@ -87,8 +90,15 @@ class TrainingTask(Protocol):
         """
 
 
-class ClassificationTask:
-    """One class for each frame: `TrainingRecipe`, labels `{"class": name}`."""
+@dataclass(frozen=True)
+class BuiltInTask(Generic[RecipeT, ModelT]):
+    """A built-in training, held to the recipe and the models of its kind."""
+
+    recipe: type[RecipeT]
+    model: type[ModelT]
+    fit: Callable[..., ModelT]
+    """Takes what `train` takes."""
+    load: Callable[[Path], ModelT]
 
     def train(
         self,
@@ -100,54 +110,31 @@ class ClassificationTask:
         seed: int,
         warm_start: TrainedModel | None = None,
         on_epoch: Callable[[EpochReport], None] | None = None,
-    ) -> TrainedClassifier:
-        """Train the built-in classifier."""
-        return train_classifier(
-            LabelledImages.from_frames(train, class_names),
-            LabelledImages.from_frames(validation, class_names),
-            class_names,
-            _fitting(recipe, TrainingRecipe, "recipe"),
-            seed=seed,
-            warm_start=None if warm_start is None else _fitting(warm_start, TrainedClassifier, "warm start"),
-            on_epoch=on_epoch,
-        )
-
-    def load(self, path: Path) -> TrainedClassifier:
-        """Read a built-in classifier."""
-        return load_classifier(path)
-
-
-class DetectionTask:
-    """Boxes in each frame: `DetectorRecipe`, labels as in `curate.catalog.boxes`."""
-
-    def train(
-        self,
-        train: LabelledFrames,
-        validation: LabelledFrames,
-        class_names: tuple[str, ...],
-        recipe: Recipe,
-        *,
-        seed: int,
-        warm_start: TrainedModel | None = None,
-        on_epoch: Callable[[EpochReport], None] | None = None,
-    ) -> TrainedDetector:
-        """Train the built-in detector."""
-        return train_detector(
+    ) -> ModelT:
+        """Train the built-in model."""
+        return self.fit(
             train,
             validation,
             class_names,
-            _fitting(recipe, DetectorRecipe, "recipe"),
+            _fitting(recipe, self.recipe, "recipe"),
             seed=seed,
-            warm_start=None if warm_start is None else _fitting(warm_start, TrainedDetector, "warm start"),
+            warm_start=None if warm_start is None else _fitting(warm_start, self.model, "warm start"),
             on_epoch=on_epoch,
         )
 
-    def load(self, path: Path) -> TrainedDetector:
-        """Read a built-in detector."""
-        return load_detector(path)
+
+def _train_classifier(
+    train: LabelledFrames, validation: LabelledFrames, class_names: tuple[str, ...], recipe: TrainingRecipe, **how: Any
+) -> TrainedClassifier:
+    """Labels `{"class": name}` as class indices."""
+    learned, held_back = (LabelledImages.from_frames(frames, class_names) for frames in (train, validation))
+    return train_classifier(learned, held_back, class_names, recipe, **how)
 
 
-TASKS: Final[Mapping[str, TrainingTask]] = {"classification": ClassificationTask(), "detection": DetectionTask()}
+TASKS: Final[Mapping[str, TrainingTask]] = {
+    "classification": BuiltInTask(TrainingRecipe, TrainedClassifier, _train_classifier, load_classifier),
+    "detection": BuiltInTask(DetectorRecipe, TrainedDetector, train_detector, load_detector),
+}
 """By kind of prediction. A third kind is one more line here and its recipe in `Recipe`."""
 
 

@@ -13,10 +13,9 @@ from curate.compression.export import export_onnx
 from curate.compression.quantize import quantize_int8
 from curate.training.data import LabelledFrames
 from curate.training.tasks import Recipe, TrainedModel, task_of
-from flows._blobs import fetch_model_file
 from flows._wiring import Services
 from flows.sandbox.worlds.base import Lesson, ModelFiles, RandomDraw
-from flows.train_candidate import load_items
+from flows.train_candidate import fetch_trained, load_items
 
 _LEARNED = (Split.TRAIN, Split.VALIDATION)
 _CALIBRATION_PIXELS = 2**22
@@ -49,10 +48,7 @@ def train_control(wired: Services, lessons: Sequence[Lesson], draws: RandomDraw,
 
 def _first_model(wired: Services) -> TrainedModel | None:
     first = next((model for model in wired.catalog.models() if model.round_number == 0), None)
-    if first is None:
-        return None
-    path = fetch_model_file(wired.store, first.artifacts["weights"], wired.settings.cache_dir)
-    return task_of(wired.settings.recipe).load(path)
+    return None if first is None else fetch_trained(wired, first)
 
 
 def train_files(

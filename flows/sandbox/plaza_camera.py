@@ -17,13 +17,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from curate.errors import ConfigError, Error
 from flows.sandbox.plaza_clip import FRAMES_PER_S, iterate_frames
 from flows.sandbox.plaza_scene import FIELD_FRAMES, Condition, decode, encode, show
 from flows.sandbox.ports import LOOPBACK
-from flows.sandbox.simulator import SimulatorConfig, load_simulator_config, stop_event
+from flows.sandbox.simulator import SimulatorConfig, load_control_file, load_simulator_config, stop_event
 
 _log = logging.getLogger(__name__)
 
@@ -49,24 +49,6 @@ class PlazaControl(BaseModel):
 
     dusk: tuple[str, ...] = ()
     paused: bool = False
-
-
-def load_plaza_control(path: Path) -> PlazaControl:
-    """Read the control file; one that does not exist decides nothing. Raises `ConfigError` for a wrong one."""
-    try:
-        return PlazaControl.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return PlazaControl()
-    except (OSError, ValidationError) as exc:
-        raise ConfigError(f"the plaza's control file {path} cannot be used: {exc}") from exc
-
-
-def persist_plaza_control(path: Path, control: PlazaControl) -> None:
-    """Write the control file in one step, so that the cameras never read half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(control.model_dump_json() + "\n")
-    fresh.replace(path)
 
 
 def camera_address(port: int, camera_id: str) -> str:
@@ -182,7 +164,7 @@ def run_cameras(config: CameraConfig, reel: Reel, stopping: threading.Event) -> 
         thread.start()
         while not stopping.is_set():
             try:
-                broadcast.control = load_plaza_control(config.control_file)
+                broadcast.control = load_control_file(config.control_file, PlazaControl)
             except ConfigError as exc:
                 _log.error("keeping the last control: %s", exc)
             stopping.wait(_CONTROL_PERIOD_S)

@@ -11,9 +11,9 @@ import numpy as np
 
 from curate.catalog.images import decode_frames
 from curate.compression.inference import OnnxModel
-from curate.contracts.prediction import DetectionPrediction, Prediction
 from curate.metrics.average_precision import DetectionEvidence, Measure
 from curate.metrics.detection import PredictedBoxes, TrueBoxes, match_frames
+from curate.metrics.kinds import boxes_of, predicted_boxes
 from flows._views import answer_frames
 from flows.sandbox.plaza_clip import FRAMES_PER_S, iterate_frames
 from flows.sandbox.plaza_people import true_boxes
@@ -57,7 +57,7 @@ def detect(model: OnnxModel, frames: TestFrames) -> list[PredictedBoxes]:
     """Return what the model says of each frame, read as a device reads it."""
     height, width, _ = model.frame_shape
     answers = answer_frames(model, decode_frames(frames.pictures, height, width))
-    return [_as_predicted(answer.to_prediction("p", "r")) for answer in answers]
+    return [predicted_boxes(boxes_of(answer.to_prediction("p", "r"))) for answer in answers]
 
 
 def match(model: OnnxModel, frames: TestFrames) -> DetectionEvidence:
@@ -90,9 +90,3 @@ def _thin(evidence: DetectionEvidence) -> list[list[float]]:
 
 def _as_truth(people: Sequence[TruthBox]) -> TrueBoxes:
     return TrueBoxes.of([box.corners for box in true_boxes(people)], [0] * len(people))
-
-
-def _as_predicted(prediction: Prediction) -> PredictedBoxes:
-    boxes = prediction.boxes if isinstance(prediction, DetectionPrediction) else []
-    corners = [(box.x_min, box.y_min, box.x_max, box.y_max) for box in boxes]
-    return PredictedBoxes.from_probabilities(corners, [box.probabilities for box in boxes])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from curate.errors import ConfigError
 
+ControlT = TypeVar("ControlT", bound=BaseModel)
 ConfigT = TypeVar("ConfigT", bound="SimulatorConfig")
 
 
@@ -32,6 +33,28 @@ def load_simulator_config(argv: list[str], model: type[ConfigT]) -> ConfigT:
         return model.model_validate_json(Path(argv[0]).read_bytes())
     except (OSError, ValidationError) as exc:
         raise ConfigError(f"cannot use {argv[0]}: {exc}") from exc
+
+
+def load_control_file(path: Path, model: type[ControlT]) -> ControlT:
+    """Read what the driver decided while a world runs; a file that does not exist yet decides nothing.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit the model.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return model()
+    except (OSError, ValidationError) as exc:
+        raise ConfigError(f"the world's control file {path} cannot be used: {exc}") from exc
+
+
+def persist_control_file(path: Path, control: BaseModel) -> None:
+    """Write the control file in one step, so that nobody ever reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(control.model_dump_json(indent=2) + "\n")
+    fresh.replace(path)
 
 
 def stop_event() -> threading.Event:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from curate.errors import ConfigError
 
@@ -198,21 +196,3 @@ def truth(config: WorldConfig, camera_id: str, frame: int, control: WorldControl
     """What the frame really shows. For many frames of one camera keep a `Schedule` instead."""
     burst = Schedule(config, camera_id).burst_at(frame)
     return Truth(burst.label, burst.number, condition_at(frame, drift_frame(config, camera_id, control)))
-
-
-def load_control(path: Path) -> WorldControl:
-    """Read the control file; one that does not exist yet decides nothing. Raises `ConfigError` for a wrong one."""
-    try:
-        return WorldControl.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return WorldControl()
-    except (OSError, ValidationError) as exc:
-        raise ConfigError(f"the world's control file {path} cannot be used: {exc}") from exc
-
-
-def persist_control(path: Path, control: WorldControl) -> None:
-    """Write the control file in one step, so that the writer never reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(json.dumps(control.model_dump(mode="json"), indent=2) + "\n")
-    fresh.replace(path)

@@ -14,9 +14,15 @@ from pydantic import Field
 
 from curate.errors import ConfigError, Error
 from flows.sandbox.fashion_mnist import FashionMnist, load_fashion_mnist
-from flows.sandbox.simulator import SimulatorConfig, load_simulator_config, stop_event
+from flows.sandbox.simulator import (
+    SimulatorConfig,
+    load_control_file,
+    load_simulator_config,
+    persist_control_file,
+    stop_event,
+)
 from flows.sandbox.world import CameraWorld
-from flows.sandbox.world_schedule import WorldConfig, WorldControl, drift_frame, load_control, persist_control
+from flows.sandbox.world_schedule import WorldConfig, WorldControl, drift_frame
 
 _log = logging.getLogger(__name__)
 
@@ -84,13 +90,15 @@ def schedule_dusk(config: WriterConfig, camera_id: str) -> int:
     """
     if camera_id not in config.folders:
         raise ConfigError(f"nobody shows camera {camera_id!r}")
-    control = load_control(config.control_file)
+    control = load_control_file(config.control_file, WorldControl)
     known = drift_frame(config.world, camera_id, control)
     if known is not None:
         return known
     newest = newest_frame(config.folders[camera_id])
     first = (0 if newest is None else newest + 1) + math.ceil(_DUSK_LEAD_S * config.fps)
-    persist_control(config.control_file, WorldControl(drift_from_frame={**control.drift_from_frame, camera_id: first}))
+    persist_control_file(
+        config.control_file, WorldControl(drift_from_frame={**control.drift_from_frame, camera_id: first})
+    )
     return first
 
 
@@ -132,7 +140,7 @@ class _Lens:
 
 def _follow_control(config: WriterConfig, lenses: list[_Lens]) -> None:
     try:
-        control = load_control(config.control_file)
+        control = load_control_file(config.control_file, WorldControl)
     except ConfigError as exc:
         _log.error("keeping the last control: %s", exc)
         return

@@ -19,12 +19,11 @@ from flows.sandbox.plaza_camera import (
     PlazaControl,
     Reel,
     camera_address,
-    load_plaza_control,
-    persist_plaza_control,
     run_cameras,
 )
 from flows.sandbox.plaza_scene import decode, encode
 from flows.sandbox.ports import find_free_ports
+from flows.sandbox.simulator import load_control_file, persist_control_file
 
 LEVELS = tuple(range(100, 240, 20))
 
@@ -100,7 +99,7 @@ def test_a_reader_gets_the_loop_in_order(serve: Callable[..., CameraConfig]) -> 
 
 def test_dusk_falls_on_the_camera_that_is_told(serve: Callable[..., CameraConfig], tmp_path: Path) -> None:
     """The control file darkens one camera; the other stays at day."""
-    persist_plaza_control(tmp_path / "world.json", PlazaControl(dusk=("plaza-2",)))
+    persist_control_file(tmp_path / "world.json", PlazaControl(dusk=("plaza-2",)))
     config = serve()
     with _open(config, "plaza-2") as stream:
         assert any(_level(picture) < 0.6 * min(LEVELS) for picture in _pictures(stream, 100))
@@ -134,7 +133,7 @@ def test_the_clock_decides_what_is_shown(tmp_path: Path) -> None:
 
 def test_a_control_file_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     """No file decides nothing; a wrong one is an error of ours."""
-    assert load_plaza_control(tmp_path / "none.json") == PlazaControl()
+    assert load_control_file(tmp_path / "none.json", PlazaControl) == PlazaControl()
     (tmp_path / "odd.json").write_text('{"night": true}')
     with pytest.raises(ConfigError):
-        load_plaza_control(tmp_path / "odd.json")
+        load_control_file(tmp_path / "odd.json", PlazaControl)

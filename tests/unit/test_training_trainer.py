@@ -92,7 +92,7 @@ def test_epochs_are_reported_in_order() -> None:
     seen: list[EpochReport] = []
     train_classifier(world(30, 0), world(9, 1), NAMES, RECIPE, seed=0, on_epoch=seen.append)
     assert [report.epoch for report in seen] == [1, 2, 3]
-    assert all(np.isfinite(report.loss) and 0 <= report.validation_accuracy <= 1 for report in seen)
+    assert all(np.isfinite(report.loss) and 0 <= report.validation["accuracy"] <= 1 for report in seen)
 
 
 def test_watching_does_not_change_the_outcome(model: TrainedClassifier) -> None:

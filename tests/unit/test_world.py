@@ -14,14 +14,13 @@ from pydantic import ValidationError
 
 from curate.errors import ConfigError
 from flows.sandbox.fashion_mnist import FashionMnist
+from flows.sandbox.simulator import load_control_file, persist_control_file
 from flows.sandbox.world import CameraWorld, WorldConfig, held_out, seed_samples
 from flows.sandbox.world_schedule import (
     DEFAULT_CAMERAS,
     CameraStyle,
     Schedule,
     WorldControl,
-    load_control,
-    persist_control,
     truth,
 )
 
@@ -226,9 +225,9 @@ def test_unknown_camera_is_refused(data: FashionMnist) -> None:
 def test_control_file_round_trip(tmp_path: Path) -> None:
     """No control file decides nothing, a written one is read back, and a broken one is a ConfigError."""
     path = tmp_path / "world.json"
-    assert load_control(path) == WorldControl()
-    persist_control(path, WorldControl(drift_from_frame={"cam-3": 12}))
-    assert load_control(path).drift_from_frame == {"cam-3": 12}
+    assert load_control_file(path, WorldControl) == WorldControl()
+    persist_control_file(path, WorldControl(drift_from_frame={"cam-3": 12}))
+    assert load_control_file(path, WorldControl).drift_from_frame == {"cam-3": 12}
     path.write_text('{"drift_from_frame": "soon"}')
     with pytest.raises(ConfigError):
-        load_control(path)
+        load_control_file(path, WorldControl)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from curate.errors import ConfigError
 from flows.sandbox.fashion_mnist import FashionMnist
+from flows.sandbox.simulator import load_control_file, persist_control_file
 from flows.sandbox.world import CameraWorld, WorldConfig
-from flows.sandbox.world_schedule import WorldControl, load_control, persist_control
+from flows.sandbox.world_schedule import WorldControl
 from flows.sandbox.world_writer import STOP_FILE, WriterConfig, main, newest_frame, run_cameras, schedule_dusk
 
 
@@ -97,7 +98,7 @@ def test_stopping_event_ends_the_run(tmp_path: Path, data: FashionMnist) -> None
 def test_dusk_falls_at_the_frame_of_the_control_file(tmp_path: Path, data: FashionMnist) -> None:
     """A writer shows dusk from exactly the frame that the control file names, also one before a restart."""
     config = _config(tmp_path)
-    persist_control(config.control_file, WorldControl(drift_from_frame={"cam-3": 10}))
+    persist_control_file(config.control_file, WorldControl(drift_from_frame={"cam-3": 10}))
     run_cameras(config, data, threading.Event())
     world = CameraWorld(config.world, "cam-3", data)
     world.drift_from_frame = 10
@@ -126,7 +127,7 @@ def test_scheduling_dusk_twice_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "three").mkdir()
     (tmp_path / "three" / "00009999.png").touch()
     assert schedule_dusk(config, "cam-3") == first
-    assert load_control(config.control_file).drift_from_frame == {"cam-3": first}
+    assert load_control_file(config.control_file, WorldControl).drift_from_frame == {"cam-3": first}
     with pytest.raises(ConfigError):
         schedule_dusk(config, "cam-2")
 

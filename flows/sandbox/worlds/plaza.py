@@ -15,9 +15,8 @@ from flows.sandbox.journal import Metric, Sighting
 from flows.sandbox.plaza_annotators import PlazaAnnotatorsConfig
 from flows.sandbox.plaza_camera import (
     CameraConfig,
+    PlazaControl,
     camera_address,
-    load_plaza_control,
-    persist_plaza_control,
 )
 from flows.sandbox.plaza_clip import find_clip, read_frames
 from flows.sandbox.plaza_conclusion import conclude
@@ -27,6 +26,7 @@ from flows.sandbox.plaza_sightings import average_precision
 from flows.sandbox.plaza_truth import load_truth
 from flows.sandbox.plaza_users import PlazaUsersConfig
 from flows.sandbox.script import DemoScript
+from flows.sandbox.simulator import load_control_file, persist_control_file
 from flows.sandbox.worlds.base import Exam, Field, Json, Simulator, Witness
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ class PlazaWorld:
 
     def let_dusk_fall(self, field: Field) -> Json:
         """At once."""
-        control = load_plaza_control(field.control_file)
+        control = load_control_file(field.control_file, PlazaControl)
         dusk = tuple(sorted({*control.dusk, self.drift_camera}))
-        persist_plaza_control(field.control_file, control.model_copy(update={"dusk": dusk}))
+        persist_control_file(field.control_file, control.model_copy(update={"dusk": dusk}))
         return {}
 
     def dusk_began(self, sightings: Sequence[Sighting], drift: Json) -> datetime | None:  # noqa: ARG002
