@@ -13,6 +13,7 @@ from curate.annotation.settings import LabelStudioSettings
 from curate.catalog.labels import LabelSpec, load_label_spec
 from curate.catalog.splits import SplitPolicy
 from curate.contracts.assignment import CapturePolicySpec
+from curate.contracts.device_settings import DeviceSettings
 from curate.errors import ConfigError
 from curate.release.gate import GatePolicy
 from curate.release.repository import Expiry
@@ -76,6 +77,7 @@ class Settings(BaseSettings):
     detection_training: DetectorRecipe = DetectorRecipe()
     gate: GatePolicy = GatePolicy()
     capture_policy: CapturePolicySpec = CapturePolicySpec()
+    device_settings: DeviceSettings = DeviceSettings()
     expiry: Expiry = Expiry()
 
     @cached_property

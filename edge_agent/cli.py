@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from curate.errors import AgentError, ConfigError, Error
-from edge_agent.bucket import describe_access, open_store
-from edge_agent.cameras import describe_camera
-from edge_agent.config import AgentConfig, load_config
+from edge_agent.cameras.registry import describe_camera
+from edge_agent.config.agent import AgentConfig, load_config
 from edge_agent.logs import configure_logging
 from edge_agent.service import agent_version, run_service
+from edge_agent.sync.bucket import describe_access, open_store
 
 log = logging.getLogger(__name__)
 

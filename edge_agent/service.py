@@ -17,27 +17,29 @@ import numpy as np
 from curate.contracts.ids import BootId, DeviceId
 from curate.errors import ConfigError, Error
 from curate.storage.ports import BlobStore
-from edge_agent.api import create_app
-from edge_agent.api_server import ApiServer
 from edge_agent.backoff import BackoffPolicy
-from edge_agent.bucket import open_store
-from edge_agent.cameras import open_camera
-from edge_agent.capture_loop import CaptureLoop
-from edge_agent.capture_policy import CapturePolicy
-from edge_agent.config import AgentConfig
-from edge_agent.feedback_intake import FeedbackIntake
-from edge_agent.frame_finder import FrameFinder
-from edge_agent.frame_ring import FrameRing, PredictionLog
-from edge_agent.inference import LiveModel
-from edge_agent.keeper import Keeper
+from edge_agent.cameras.registry import open_camera
+from edge_agent.capture.feedback_intake import FeedbackIntake
+from edge_agent.capture.frame_finder import FrameFinder
+from edge_agent.capture.frame_ring import FrameRing, PredictionLog
+from edge_agent.capture.keeper import Keeper
+from edge_agent.capture.loop import CaptureLoop
+from edge_agent.capture.policy import CapturePolicy
+from edge_agent.config.agent import AgentConfig
+from edge_agent.interfaces.api import create_app
+from edge_agent.interfaces.api_server import ApiServer
 from edge_agent.ledger import Ledger
+from edge_agent.models.inference import LiveModel
+from edge_agent.models.repository import SignedRepository
+from edge_agent.models.slots import Slots
+from edge_agent.models.updater import Updater
 from edge_agent.report import DeviceReport
-from edge_agent.repository import SignedRepository
-from edge_agent.slots import Slots
-from edge_agent.spool import Spool, SpoolLimits
+from edge_agent.settings import LiveSettings
+from edge_agent.spool.spool import Spool, SpoolLimits
 from edge_agent.state_lock import exclusive_state
-from edge_agent.sync_loop import SyncLoop, SyncPolicy
-from edge_agent.updater import Updater
+from edge_agent.switches import Switches
+from edge_agent.sync.bucket import open_store
+from edge_agent.sync.loop import SyncLoop, SyncPolicy
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ class Service:
         self._stop = threading.Event()
         self._store = open_store(config.bucket)
         self._ledger = Ledger()
+        self._settings = LiveSettings(config.effective_settings())
+        self._switches = Switches(config.state_dir / "switches.json")
         self._report = DeviceReport(config.state_dir / "updates.json", agent_version=agent_version())
         self._spool = self._open_spool()
         self._live = LiveModel()
@@ -184,7 +188,7 @@ class Service:
         )
 
     def _make_capture_loop(self) -> CaptureLoop:
-        spec = self._config.capture.policy.to_spec()
+        spec = self._config.capture.policy
         # Seeded by the operating system: no two boots draw the same coins.
         policy = CapturePolicy(spec, np.random.default_rng())
         self._report.set_assignment(None, spec.version)
@@ -222,6 +226,7 @@ class Service:
             state_file=self._config.state_dir / "updater.json",
             live=self._live,
             policy_sink=self._capture.replace_policy,
+            settings_sink=self._settings.follow,
             report=self._report,
             threads=self._config.inference.threads,
             variant=self._config.inference.variant,

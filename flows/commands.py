@@ -176,6 +176,7 @@ def _assign(
         device_id,
         release_id,
         wired.settings.capture_policy,
+        settings=wired.settings.device_settings,
         now=now,
         allow_downgrade=allow_downgrade,
         accepted_version=_accepted_version(wired, device_id),

@@ -92,6 +92,7 @@ def assign_fleet() -> int:
             device.device_id,
             incumbent.release_id if incumbent else None,
             wired.settings.capture_policy,
+            settings=wired.settings.device_settings,
             now=datetime.now(UTC),
         )
     return len(devices)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from curate.contracts.device_settings import DeviceSettings
 from curate.contracts.document import Document, UtcDatetime
 from curate.contracts.ids import SafeName
 
@@ -17,9 +18,13 @@ class CapturePolicySpec(Document):
     random_probability: float = Field(default=0.02, gt=0.0, le=1.0)
     uncertain_budget_fraction: float = Field(default=0.05, ge=0.0, le=1.0)
     """Share of frames the uncertain arm may keep; its threshold adapts to it."""
+    novel_budget_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of frames kept because nothing like them was sent yet."""
+    temporal_budget_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of frames kept because the answers around them disagree: flicker, a track that was lost."""
     uncertainty_score: str = "margin"
     cooldown_frames: int = Field(default=0, ge=0)
-    """Frames the uncertain arm rests after keeping one, so that a burst cannot fill the spool."""
+    """Frames an arm with a budget rests after keeping one, so that a burst cannot fill the spool."""
 
 
 class Assignment(Document):
@@ -31,6 +36,7 @@ class Assignment(Document):
     """Grows with every change; a device never follows a lower one than it has accepted."""
     release_id: SafeName | None = None
     capture_policy: CapturePolicySpec = Field(default_factory=CapturePolicySpec)
+    settings: DeviceSettings = Field(default_factory=DeviceSettings)
     allow_downgrade: bool = False
     """Only with this set may the release be older than the newest the device has accepted."""
     issued_at: UtcDatetime

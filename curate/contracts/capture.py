@@ -19,6 +19,8 @@ class Arm(StrEnum):
 
     RANDOM = "random"
     UNCERTAIN = "uncertain"
+    NOVEL = "novel"
+    TEMPORAL = "temporal"
     DISMISSED = "dismissed"
 
 

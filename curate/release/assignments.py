@@ -13,6 +13,7 @@ from securesystemslib.signer import CryptoSigner
 from securesystemslib.signer import Signature as RawSignature
 
 from curate.contracts.assignment import Assignment, CapturePolicySpec
+from curate.contracts.device_settings import DeviceSettings
 from curate.contracts.paths import desired_key
 from curate.contracts.release import Envelope, Signature
 from curate.contracts.signing import ASSIGNMENT_PAYLOAD_TYPE, decode_base64, envelope_payload
@@ -33,6 +34,7 @@ def assign(
     capture_policy: CapturePolicySpec,
     *,
     now: datetime,
+    settings: DeviceSettings | None = None,
     allow_downgrade: bool = False,
     accepted_version: int = 0,
 ) -> Assignment:
@@ -45,6 +47,7 @@ def assign(
         release_id: what it shall run; None leaves it with what it has.
         capture_policy: how it chooses captures.
         now: becomes `issued_at`.
+        settings: what else of the device's own file it shall follow differently.
         allow_downgrade: lets the device go back to an older release.
         accepted_version: the highest version its heartbeat says it has followed. Matters only when the
             bucket's document was lost: a device never follows a version lower than this.
@@ -59,6 +62,7 @@ def assign(
         version=1 + max(current.version if current else 0, accepted_version),
         release_id=release_id,
         capture_policy=capture_policy,
+        settings=settings or DeviceSettings(),
         allow_downgrade=allow_downgrade,
         issued_at=now,
     )

@@ -42,8 +42,8 @@ def test_every_decision_is_listed() -> None:
 
 def test_every_reason_is_explained() -> None:
     """Each reason for skipping, dropping or quarantining that the code can give stands in docs/operations.md."""
-    from edge_agent.camera import SkipReason
-    from edge_agent.keeper import BACKLOG, UNENCODABLE
+    from edge_agent.cameras.base import SkipReason
+    from edge_agent.capture.keeper import BACKLOG, UNENCODABLE
 
     ingest = "".join((ROOT / "curate" / "catalog" / name).read_text() for name in ("ingest.py", "admissions.py"))
     refusals = set(re.findall(r'return (?:None, \()?\(?"([a-z]+_[a-z_]+)", ', ingest))

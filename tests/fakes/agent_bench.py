@@ -14,16 +14,16 @@ from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.capture import CaptureRecord
 from curate.contracts.feedback import Feedback
 from curate.errors import AgentError
-from edge_agent.camera import Frame, Skipped, encode_jpeg
-from edge_agent.capture_loop import CaptureLoop
-from edge_agent.capture_policy import CapturePolicy
-from edge_agent.feedback_intake import FeedbackIntake
-from edge_agent.frame_ring import FrameRing, PredictionLog
-from edge_agent.inference import LiveModel
-from edge_agent.keeper import Keeper
+from edge_agent.cameras.base import Frame, Skipped, encode_jpeg
+from edge_agent.capture.feedback_intake import FeedbackIntake
+from edge_agent.capture.frame_ring import FrameRing, PredictionLog
+from edge_agent.capture.keeper import Keeper
+from edge_agent.capture.loop import CaptureLoop
+from edge_agent.capture.policy import CapturePolicy
 from edge_agent.ledger import Ledger, Totals
+from edge_agent.models.inference import LiveModel
 from edge_agent.report import DeviceReport
-from edge_agent.spool_files import Receipt
+from edge_agent.spool.files import Receipt
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KEEP_ALL = CapturePolicySpec(version="all", random_probability=1.0, uncertain_budget_fraction=0.0)

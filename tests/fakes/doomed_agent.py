@@ -6,7 +6,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from edge_agent.ledger import Ledger
-from edge_agent.spool import Spool, SpoolLimits
+from edge_agent.spool.spool import Spool, SpoolLimits
 from tests.fakes.captures import DEVICE, NOW, make_capture, make_feedback, make_jpeg
 
 LIMITS = SpoolLimits(min_free_bytes=0, batch_max_captures=5, batch_max_age_s=0.0)

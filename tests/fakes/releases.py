@@ -22,11 +22,11 @@ from curate.release.publish import publish_release
 from curate.release.repository import init_repository
 from curate.storage.local import LocalBlobStore
 from curate.storage.ports import BlobStore
-from edge_agent.inference import LiveModel
+from edge_agent.models.inference import LiveModel
+from edge_agent.models.repository import SignedRepository
+from edge_agent.models.slots import Slots
+from edge_agent.models.updater import UpdateLimits, Updater
 from edge_agent.report import DeviceReport
-from edge_agent.repository import SignedRepository
-from edge_agent.slots import Slots
-from edge_agent.updater import UpdateLimits, Updater
 from tests.fakes.recording_store import RecordingStore
 from tests.fakes.tiny_model import CLASSES, EMBEDDING_DIM, tiny_model
 

@@ -18,8 +18,8 @@ from curate.contracts.paths import desired_key
 from curate.contracts.telemetry import UpdateEvent
 from curate.errors import StorageUnavailableError
 from edge_agent.errors import CorruptFileError
-from edge_agent.updater import MAX_TRIAL_STARTS, UpdateLimits
-from edge_agent.updater_state import Trial, load_state, persist_state
+from edge_agent.models.updater import MAX_TRIAL_STARTS, UpdateLimits
+from edge_agent.models.updater_state import Trial, load_state, persist_state
 from tests.fakes.recording_store import CrashError
 from tests.fakes.releases import DEVICE, Device, Publisher, golden_bytes
 

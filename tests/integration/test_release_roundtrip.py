@@ -18,7 +18,7 @@ from curate.release.repository import init_repository
 from curate.storage.local import LocalBlobStore
 from curate.storage.ports import BlobStore
 from curate.storage.s3 import S3BlobStore, S3Settings
-from edge_agent.updater_state import load_state
+from edge_agent.models.updater_state import load_state
 from tests.fakes.recording_store import CrashError, RecordingStore
 from tests.fakes.releases import DEVICE, Device, Publisher, draft, release_files
 

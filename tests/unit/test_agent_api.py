@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from edge_agent.api import create_app
-from edge_agent.api_server import ApiServer
-from edge_agent.feedback_intake import FeedbackRequest
-from edge_agent.frame_finder import FrameFinder
-from edge_agent.inference import LoadedModel, load_model
+from edge_agent.capture.feedback_intake import FeedbackRequest
+from edge_agent.capture.frame_finder import FrameFinder
+from edge_agent.interfaces.api import create_app
+from edge_agent.interfaces.api_server import ApiServer
+from edge_agent.models.inference import LoadedModel, load_model
 from tests.fakes.agent_bench import Bench
 from tests.fakes.tiny_model import CLASSES, tiny_manifest, tiny_model
 

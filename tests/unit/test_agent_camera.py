@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_agent.camera import (
+from edge_agent.cameras.base import (
     FollowedFolder,
     Frame,
     LoopedFolder,
@@ -24,7 +24,7 @@ from edge_agent.camera import (
     decode_image,
     encode_jpeg,
 )
-from edge_agent.config import FolderCameraConfig
+from edge_agent.config.cameras import FolderCameraConfig
 
 MAX_PIXELS = 10_000
 

@@ -17,16 +17,16 @@ from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.capture import Arm, CaptureRecord
 from curate.contracts.feedback import FeedbackReason, Verdict
 from curate.errors import AgentError
-from edge_agent.camera import Skipped, SkipReason, decode_image, encode_jpeg
-from edge_agent.capture_policy import PolicyRefusedError
+from edge_agent.cameras.base import Skipped, SkipReason, decode_image, encode_jpeg
+from edge_agent.capture.feedback_intake import FeedbackIntake, FeedbackRequest
+from edge_agent.capture.frame_ring import FrameRing, PredictionLog
+from edge_agent.capture.policy import PolicyRefusedError
 from edge_agent.errors import SpoolUnavailableError
-from edge_agent.feedback_intake import FeedbackIntake, FeedbackRequest
-from edge_agent.frame_ring import FrameRing, PredictionLog
-from edge_agent.inference import LoadedModel, load_model
 from edge_agent.ledger import Ledger
-from edge_agent.spool import Spool, SpoolLimits
-from edge_agent.spool_files import Receipt
-from edge_agent.swap_meter import SwapMeter
+from edge_agent.models.inference import LoadedModel, load_model
+from edge_agent.models.swap_meter import SwapMeter
+from edge_agent.spool.files import Receipt
+from edge_agent.spool.spool import Spool, SpoolLimits
 from tests.fakes.agent_bench import KEEP_ALL, KEEP_NONE, NOW, Bench
 from tests.fakes.power_cut import power_cut_before
 from tests.fakes.tiny_model import tiny_manifest, tiny_model
@@ -93,7 +93,7 @@ def test_a_capture_says_everything(tmp_path: Path, model: LoadedModel) -> None:
     assert record.capture_id == "cam-1-boot-1"
     assert record.prediction.prediction_id == "boot-1"
     assert (record.camera_id, record.frame_index, record.captured_at) == ("front", 0, NOW)
-    assert {outcome.arm for outcome in record.arms} == set(Arm)
+    assert {outcome.arm for outcome in record.arms} >= {Arm.RANDOM, Arm.UNCERTAIN, Arm.DISMISSED}
     assert record.inclusion_probability == 1.0
     assert record.reasons
     assert record.image.size_bytes == len(jpeg)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from edge_agent.cli import main
-from edge_agent.config import LogConfig
+from edge_agent.config.sections import LogConfig
 from edge_agent.logs import configure_logging
 from edge_agent.state_lock import exclusive_state
 

@@ -18,13 +18,13 @@ from curate.contracts.capture import CaptureRecord
 from curate.contracts.feedback import MarkedBox, Verdict
 from curate.contracts.prediction import DetectionPrediction
 from curate.errors import SelfCheckError
-from edge_agent.api import create_app
-from edge_agent.api_server import ApiServer
-from edge_agent.camera import Skipped, SkipReason, decode_image
-from edge_agent.feedback_intake import FeedbackRequest, UnknownBoxError
-from edge_agent.frame_finder import FrameFinder
-from edge_agent.inference import LoadedModel, load_model
-from edge_agent.self_check import load_golden, verify_model
+from edge_agent.cameras.base import Skipped, SkipReason, decode_image
+from edge_agent.capture.feedback_intake import FeedbackRequest, UnknownBoxError
+from edge_agent.capture.frame_finder import FrameFinder
+from edge_agent.interfaces.api import create_app
+from edge_agent.interfaces.api_server import ApiServer
+from edge_agent.models.inference import LoadedModel, load_model
+from edge_agent.models.self_check import load_golden, verify_model
 from tests.fakes.agent_bench import KEEP_ALL, KEEP_NONE, NOW, Bench
 from tests.fakes.tiny_detector import SPEC, detector_manifest, quarters, tiny_detector
 from tests.fakes.tiny_model import tiny_manifest, tiny_model

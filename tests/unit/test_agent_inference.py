@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from curate.contracts.release import ReleaseManifest
 from curate.errors import SelfCheckError
-from edge_agent.inference import LiveModel, fit_image, load_model
-from edge_agent.onnx_scan import verify_self_contained
+from edge_agent.models.inference import LiveModel, fit_image, load_model
+from edge_agent.models.onnx_scan import verify_self_contained
 from tests.fakes.tiny_model import tiny_manifest, tiny_model
 
 

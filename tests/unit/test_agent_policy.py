@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.capture import Arm, ArmOutcome
-from edge_agent.capture_policy import (
+from edge_agent.capture.policy import (
     CapturePolicy,
     PolicyRefusedError,
     UncertainArm,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.contracts.capture import Arm
-from edge_agent.retention import ORDINARY, PRECIOUS, Held, capture_value, plan_eviction
+from edge_agent.spool.retention import ORDINARY, PRECIOUS, Held, capture_value, plan_eviction
 
 HELD = st.builds(
     Held,

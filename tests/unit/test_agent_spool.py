@@ -19,8 +19,8 @@ from curate.contracts.telemetry import DeviceCounters
 from edge_agent.durable import load_header, persist_bytes, seal, unseal
 from edge_agent.errors import CorruptFileError, SpoolUnavailableError
 from edge_agent.ledger import Ledger
-from edge_agent.spool import Spool, SpoolLimits
-from edge_agent.spool_files import SpoolFolder
+from edge_agent.spool.files import SpoolFolder
+from edge_agent.spool.spool import Spool, SpoolLimits
 from tests.fakes.captures import DEVICE, NOW, broken_laws, make_capture, make_feedback, make_jpeg
 from tests.fakes.doomed_agent import live
 from tests.fakes.power_cut import fast_folder, power_cut_before
@@ -253,7 +253,7 @@ def test_feedback_is_recognised_after_it_has_left_and_the_agent_has_restarted(tm
 
 def test_receipts_are_bounded_and_the_newest_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the verdicts that have left only the newest are remembered; those on the device always are."""
-    monkeypatch.setattr("edge_agent.spool_index.REMEMBERED_RECEIPTS", 2)
+    monkeypatch.setattr("edge_agent.spool.index.REMEMBERED_RECEIPTS", 2)
     spool = open_spool(tmp_path)
     for number in range(1, 5):
         spool.put_feedback(make_feedback(number))

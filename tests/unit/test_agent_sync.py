@@ -14,9 +14,9 @@ from curate.contracts.telemetry import ReportedState, UpdateEvent
 from curate.errors import AccessDeniedError
 from edge_agent.ledger import Ledger
 from edge_agent.report import DeviceReport
-from edge_agent.spool import Spool, SpoolLimits
-from edge_agent.spool_files import SpoolFolder
-from edge_agent.sync_loop import SyncLoop, SyncPolicy
+from edge_agent.spool.files import SpoolFolder
+from edge_agent.spool.spool import Spool, SpoolLimits
+from edge_agent.sync.loop import SyncLoop, SyncPolicy
 from tests.fakes.blob_store import FakeBlobStore
 from tests.fakes.captures import DEVICE, NOW, make_capture, make_feedback, make_jpeg
 from tests.fakes.power_cut import power_cut_before

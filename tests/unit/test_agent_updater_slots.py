@@ -11,10 +11,10 @@ from curate.contracts.release import ReleaseManifest
 from curate.errors import SelfCheckError
 from curate.release.manifest import build_manifest
 from edge_agent.errors import CorruptFileError
-from edge_agent.inference import load_model
-from edge_agent.self_check import load_golden, verify_model
-from edge_agent.slots import SlotContent, SlotName, Slots
-from edge_agent.updater_state import UpdaterState, load_state, persist_state
+from edge_agent.models.inference import load_model
+from edge_agent.models.self_check import load_golden, verify_model
+from edge_agent.models.slots import SlotContent, SlotName, Slots
+from edge_agent.models.updater_state import UpdaterState, load_state, persist_state
 from tests.fakes.releases import SPEC, answer, draft, golden_bytes, release_files
 from tests.fakes.tiny_model import tiny_manifest
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from curate.errors import AgentError, ConfigError
-from edge_agent.camera import Frame, Skipped, SkipReason, decode_image
-from edge_agent.cameras import describe_camera, open_camera
-from edge_agent.config import FolderCameraConfig, VideoCameraConfig
-from edge_agent.video import INDEX_GAP_AFTER_LOSS, LiveVideo, RateLimit, VideoFile
+from edge_agent.cameras.base import Frame, Skipped, SkipReason, decode_image
+from edge_agent.cameras.registry import describe_camera, open_camera
+from edge_agent.cameras.video import INDEX_GAP_AFTER_LOSS, LiveVideo, RateLimit, VideoFile
+from edge_agent.config.cameras import FolderCameraConfig, VideoCameraConfig
 
 WIDTH, HEIGHT, FPS, COUNT = 64, 48, 10.0, 12
 

@@ -25,7 +25,7 @@ from curate.errors import CatalogError, ConfigError, Error, ReleaseError
 from curate.settings import Settings
 from curate.storage.local import LocalBlobStore
 from curate.storage.s3 import S3Settings
-from edge_agent.trust import TrustFloor, verify_assignment
+from edge_agent.models.trust import TrustFloor, verify_assignment
 from flows._wiring import Services
 from flows.cli import app
 from flows.commands import add_device, assign_device, describe_round, fleet_rows, start_repository, verify_device_id

@@ -61,7 +61,7 @@ def _leaves(section: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every setting that is not a section, by its dotted name."""
     for name, annotation, default in _fields(section):
         inner = _section_of(annotation)
-        if inner is None:
+        if inner is None or default is None:  # a section that is absent by default is shown as absent
             yield f"{at}{name}", annotation, default
         else:
             yield from _leaves(inner, f"{at}{name}.")

@@ -15,7 +15,7 @@ from curate.contracts.assignment import Assignment
 from curate.contracts.release import Envelope, ReleaseManifest, Signature
 from curate.errors import TrustError
 from curate.release.assignments import sign_assignment
-from edge_agent.trust import (
+from edge_agent.models.trust import (
     MetadataVersions,
     TrustFloor,
     decide_update,

@@ -20,8 +20,8 @@ from curate.answers.base import AnswerKind, BadOutputError, Floats
 from curate.answers.registry import ANSWERS
 from curate.contracts.release import ModelSpec, ReleaseManifest
 from curate.errors import SelfCheckError
-from edge_agent.camera import Pixels
-from edge_agent.onnx_scan import verify_self_contained
+from edge_agent.cameras.base import Pixels
+from edge_agent.models.onnx_scan import verify_self_contained
 
 INPUT: Final = "images"
 MAX_MODEL_BYTES: Final = 512 * 1024 * 1024

@@ -20,9 +20,9 @@ from starlette.routing import Route
 
 from curate.contracts.ids import SAFE_NAME
 from curate.errors import AgentError
-from edge_agent.feedback_intake import FeedbackIntake, FeedbackRequest, UnknownBoxError
-from edge_agent.frame_finder import FrameFinder
-from edge_agent.frame_ring import LivePrediction, PredictionLog
+from edge_agent.capture.feedback_intake import FeedbackIntake, FeedbackRequest, UnknownBoxError
+from edge_agent.capture.frame_finder import FrameFinder
+from edge_agent.capture.frame_ring import LivePrediction, PredictionLog
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from curate.answers.base import Answer, AnswerReader, BadOutputError
 from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.telemetry import UpdateEvent
 from curate.errors import SelfCheckError
-from edge_agent.camera import Camera, Frame, Skipped, SkipReason
-from edge_agent.capture_policy import CapturePolicy, verify_policy
-from edge_agent.frame_ring import FrameRing, HeldFrame, LivePrediction, PredictionLog
-from edge_agent.inference import LiveModel, LoadedModel
-from edge_agent.keeper import Keeper
+from edge_agent.cameras.base import Camera, Frame, Skipped, SkipReason
+from edge_agent.capture.frame_ring import FrameRing, HeldFrame, LivePrediction, PredictionLog
+from edge_agent.capture.keeper import Keeper
+from edge_agent.capture.policy import CapturePolicy, verify_policy
 from edge_agent.ledger import Ledger, Totals
+from edge_agent.models.inference import LiveModel, LoadedModel
+from edge_agent.models.swap_meter import Swap, SwapMeter
 from edge_agent.report import DeviceReport
-from edge_agent.swap_meter import Swap, SwapMeter
 
 log = logging.getLogger(__name__)
 

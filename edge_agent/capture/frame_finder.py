@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from edge_agent.frame_ring import FrameRing
-from edge_agent.keeper import Keeper
+from edge_agent.capture.frame_ring import FrameRing
+from edge_agent.capture.keeper import Keeper
 
 _PNG_START: Final = b"\x89PNG"
 

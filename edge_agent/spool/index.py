@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edge_agent.retention import Held
-from edge_agent.spool_files import Batch, Receipt
+from edge_agent.spool.files import Batch, Receipt
+from edge_agent.spool.retention import Held
 
 LONG_AGO = float("-inf")
 REMEMBERED_PREDICTIONS = 20_000

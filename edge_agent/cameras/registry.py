@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import singledispatch
 
 from curate.errors import ConfigError
-from edge_agent.camera import Camera, open_folder
-from edge_agent.config import CameraConfig, FolderCameraConfig, VideoCameraConfig
-from edge_agent.video import describe_video, open_video
+from edge_agent.cameras.base import Camera, open_folder
+from edge_agent.cameras.video import describe_video, open_video
+from edge_agent.config.cameras import CameraConfig, FolderCameraConfig, VideoCameraConfig
 
 
 @singledispatch

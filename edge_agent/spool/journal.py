@@ -10,8 +10,8 @@ from pathlib import Path
 
 from edge_agent.durable import persist_bytes, remove_files
 from edge_agent.ledger import Ledger, Totals
-from edge_agent.spool_files import DISK_FULL_CODES, SpoolFolder, SpoolState
-from edge_agent.spool_index import SpoolIndex
+from edge_agent.spool.files import DISK_FULL_CODES, SpoolFolder, SpoolState
+from edge_agent.spool.index import SpoolIndex
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from curate.contracts.ids import SafeName, Sha256
 from curate.errors import AgentError
 from edge_agent.durable import persist_bytes, seal, unseal
 from edge_agent.errors import CorruptFileError
-from edge_agent.trust import TrustFloor
+from edge_agent.models.trust import TrustFloor
 
 log = logging.getLogger(__name__)
 

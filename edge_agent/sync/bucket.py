@@ -9,7 +9,7 @@ from curate.errors import AccessDeniedError, BlobNotFoundError, ConfigError, Sto
 from curate.storage.local import LocalBlobStore
 from curate.storage.ports import BlobStore
 from curate.storage.s3 import S3BlobStore, S3Settings
-from edge_agent.config import BucketConfig
+from edge_agent.config.sections import BucketConfig
 
 
 def open_store(config: BucketConfig) -> BlobStore:

@@ -22,8 +22,8 @@ import numpy as np
 
 from curate.errors import AgentError, ConfigError
 from edge_agent.backoff import BackoffPolicy, decide_delay_s
-from edge_agent.camera import Camera, Frame, Pixels, Skipped, SkipReason
-from edge_agent.config import VideoCameraConfig
+from edge_agent.cameras.base import Camera, Frame, Pixels, Skipped, SkipReason
+from edge_agent.config.cameras import VideoCameraConfig
 
 log = logging.getLogger(__name__)
 

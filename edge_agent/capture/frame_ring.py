@@ -19,7 +19,7 @@ from curate.answers.base import Answer
 from curate.answers.registry import ANSWERS
 from curate.contracts.prediction import Prediction
 from curate.contracts.release import ModelSpec
-from edge_agent.capture_policy import CaptureDecision
+from edge_agent.capture.policy import CaptureDecision
 
 _ENTRY_OVERHEAD_BYTES: Final = 2048
 """Roughly what the objects around one held frame cost."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from curate.contracts.capture import CaptureRecord, ImageRef
-from edge_agent.camera import UndecodableError, decode_image, encode_jpeg
-from edge_agent.capture_policy import CaptureDecision
-from edge_agent.frame_ring import HeldFrame
+from edge_agent.cameras.base import UndecodableError, decode_image, encode_jpeg
+from edge_agent.capture.frame_ring import HeldFrame
+from edge_agent.capture.policy import CaptureDecision
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.report import DeviceReport
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from curate.answers.base import BadOutputError, Floats
 from curate.contracts.release import ModelSpec
 from curate.errors import SelfCheckError
-from edge_agent.inference import LoadedModel, find_kind
+from edge_agent.models.inference import LoadedModel, find_kind
 
 _IMAGES: Final = "images"
 _TOLERANCE: Final = "tolerance"

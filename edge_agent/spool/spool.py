@@ -27,8 +27,7 @@ from curate.errors import ContractError
 from edge_agent.durable import seal
 from edge_agent.errors import CorruptFileError, SpoolUnavailableError
 from edge_agent.ledger import Ledger, Totals
-from edge_agent.retention import Held, capture_value, plan_eviction
-from edge_agent.spool_files import (
+from edge_agent.spool.files import (
     DISK_FULL_CODES,
     Batch,
     CaptureHeader,
@@ -36,8 +35,9 @@ from edge_agent.spool_files import (
     Receipt,
     SpoolFolder,
 )
-from edge_agent.spool_journal import SpoolJournal
-from edge_agent.spool_recovery import Recovered, recover
+from edge_agent.spool.journal import SpoolJournal
+from edge_agent.spool.recovery import Recovered, recover
+from edge_agent.spool.retention import Held, capture_value, plan_eviction
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from curate.errors import ContractError
 from edge_agent.durable import load_header, remove_files
 from edge_agent.errors import CorruptFileError
 from edge_agent.ledger import Totals
-from edge_agent.retention import Held, capture_value
-from edge_agent.spool_files import (
+from edge_agent.spool.files import (
     BATCH_SUFFIX,
     CAPTURE_SUFFIX,
     FEEDBACK_SUFFIX,
@@ -27,7 +26,8 @@ from edge_agent.spool_files import (
     SpoolFolder,
     SpoolState,
 )
-from edge_agent.spool_index import LONG_AGO, SpoolIndex
+from edge_agent.spool.index import LONG_AGO, SpoolIndex
+from edge_agent.spool.retention import Held, capture_value
 
 log = logging.getLogger(__name__)
 

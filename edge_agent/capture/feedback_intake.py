@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from curate.contracts.feedback import Feedback, FeedbackReason, MarkedBox, Verdict
 from curate.contracts.ids import SafeName
 from curate.errors import AgentError
-from edge_agent.capture_policy import decide_dismissed
+from edge_agent.capture.frame_ring import FrameRing, HeldFrame, LivePrediction, PredictionLog
+from edge_agent.capture.keeper import Keeper
+from edge_agent.capture.policy import decide_dismissed
 from edge_agent.errors import SpoolUnavailableError
-from edge_agent.frame_ring import FrameRing, HeldFrame, LivePrediction, PredictionLog
-from edge_agent.keeper import Keeper
-from edge_agent.spool_files import Receipt
+from edge_agent.spool.files import Receipt
 
 MAX_WAIT_S: Final = 3.0
 """How long a verdict waits for its frame to reach the disk. Shorter than the patience of common HTTP clients."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from curate.contracts.assignment import Assignment, CapturePolicySpec
+from curate.contracts.device_settings import DeviceSettings
 from curate.contracts.paths import desired_key
 from curate.contracts.release import ReleaseManifest
 from curate.contracts.signing import manifest_target
@@ -33,12 +34,11 @@ from curate.errors import (
 )
 from curate.storage.ports import BlobStore
 from edge_agent.backoff import BackoffPolicy, decide_delay_s
-from edge_agent.inference import LiveModel, LoadedModel, load_model
-from edge_agent.report import DeviceReport
-from edge_agent.repository import SignedRepository
-from edge_agent.self_check import load_golden, verify_model
-from edge_agent.slots import SLOT_NAMES, SlotContent, Slots, Variant
-from edge_agent.trust import (
+from edge_agent.models.inference import LiveModel, LoadedModel, load_model
+from edge_agent.models.repository import SignedRepository
+from edge_agent.models.self_check import load_golden, verify_model
+from edge_agent.models.slots import SLOT_NAMES, SlotContent, Slots, Variant
+from edge_agent.models.trust import (
     decide_update,
     raise_metadata_floor,
     raise_release_floor,
@@ -46,7 +46,8 @@ from edge_agent.trust import (
     verify_release,
     verify_root_version,
 )
-from edge_agent.updater_state import Trial, UpdaterState, load_state, persist_state
+from edge_agent.models.updater_state import Trial, UpdaterState, load_state, persist_state
+from edge_agent.report import DeviceReport
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Updater:
         state_file: Path,
         live: LiveModel,
         policy_sink: Callable[[CapturePolicySpec], None],
+        settings_sink: Callable[[DeviceSettings], None] = lambda _settings: None,
         report: DeviceReport,
         threads: int = 1,
         variant: Variant = "int8",
@@ -109,6 +111,7 @@ class Updater:
         self._state_file = state_file
         self._live = live
         self._policy_sink = policy_sink
+        self._settings_sink = settings_sink
         self._report = report
         self._threads = threads
         self._variant: Variant = variant
@@ -223,6 +226,7 @@ class Updater:
         self._follow_policy(assignment, now)
 
     def _follow_policy(self, assignment: Assignment, now: datetime) -> None:
+        self._settings_sink(assignment.settings)
         try:
             self._policy_sink(assignment.capture_policy)
         except AgentError as exc:  # the release of the same assignment may still be fine

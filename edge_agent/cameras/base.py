@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from curate.errors import AgentError
-from edge_agent.config import FolderCameraConfig
+from edge_agent.config.cameras import FolderCameraConfig
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from curate.errors import BlobNotFoundError, ContractError, Error, StorageError
 from curate.storage.ports import BlobStore
 from edge_agent.backoff import BackoffPolicy, decide_delay_s
 from edge_agent.report import DeviceReport
-from edge_agent.spool import Spool
-from edge_agent.spool_files import Batch
+from edge_agent.spool.files import Batch
+from edge_agent.spool.spool import Spool
 
 log = logging.getLogger(__name__)
 

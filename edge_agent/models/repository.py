@@ -26,7 +26,7 @@ from curate.errors import (
     TrustError,
 )
 from curate.storage.ports import BlobStore
-from edge_agent.trust import MetadataVersions
+from edge_agent.models.trust import MetadataVersions
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,94 @@
+"""The kinds of cameras, as settings."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from curate.errors import ConfigError
+from edge_agent.config.base import MIB, AnchoredPath, Section, ShortName, anchor
+
+
+class FolderCameraConfig(Section):
+    """Frames from a folder that another program fills, or a folder of pictures to loop over."""
+
+    camera_id: ShortName
+    kind: Literal["folder"] = "folder"
+    path: AnchoredPath
+    follow: bool = True
+    fps: float = Field(default=5.0, gt=0.0, le=240.0)
+    poll_interval_s: float = Field(default=0.02, ge=0.001, le=10.0)
+    max_lag_frames: int = Field(default=100, ge=1)
+    max_image_pixels: int = Field(default=25_000_000, ge=1)
+    max_file_bytes: int = Field(default=32 * MIB, ge=1)
+
+
+_ADDRESS = re.compile(r"(rtsps?|https?|rtmps?|udp|tcp)://.+", re.IGNORECASE)
+_FROM_ENVIRONMENT = "env:"
+
+
+class VideoCameraConfig(Section):
+    """Frames from a video file, or from a live address (RTSP, HTTP)."""
+
+    camera_id: ShortName
+    kind: Literal["video"]
+    source: str = Field(min_length=1)
+    fps: float | None = Field(default=None, gt=0.0, le=240.0)
+    loop: bool = False
+    poll_interval_s: float = Field(default=0.02, ge=0.001, le=10.0)
+    max_lag_frames: int = Field(default=100, ge=1)
+    max_queued_frames: int = Field(default=4, ge=1, le=1000)
+    timeout_s: float = Field(default=10.0, gt=0.0, le=600.0)
+    max_reconnect_s: float = Field(default=30.0, gt=0.0)
+    max_image_pixels: int = Field(default=25_000_000, ge=1)
+    jpeg_quality: int = Field(default=90, ge=50, le=100)
+
+    @field_validator("source")
+    @classmethod
+    def _anchor_file(cls, value: str, info: ValidationInfo) -> str:
+        if value.startswith(_FROM_ENVIRONMENT) or _ADDRESS.fullmatch(value):
+            return value
+        return str(anchor(Path(value), info))
+
+    @property
+    def address(self) -> str:
+        """The file or address itself. It may hold a password: log `public_source` instead.
+
+        Raises:
+            ConfigError: it stands in an environment variable that is not set.
+        """
+        if not self.source.startswith(_FROM_ENVIRONMENT):
+            return self.source
+        name = self.source.removeprefix(_FROM_ENVIRONMENT)
+        value = os.environ.get(name)
+        if not value:
+            raise ConfigError(
+                f"camera.source names the environment variable {name}, which is not set",
+                hint="Set it where the agent is started, for example in systemd's EnvironmentFile.",
+            )
+        return value
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the source is an address and not a file."""
+        return _ADDRESS.fullmatch(self.address) is not None
+
+    @property
+    def public_source(self) -> str:
+        """The source without user name and password, for logs and messages."""
+        return re.sub(r"://[^/]*@", "://", self.source)
+
+
+def _camera_kind(value: Any) -> str:
+    """Return the kind of a camera section; one without `kind` is a folder."""
+    return str(value.get("kind", "folder") if isinstance(value, dict) else getattr(value, "kind", "folder"))
+
+
+CameraConfig: TypeAlias = Annotated[
+    Annotated[FolderCameraConfig, Tag("folder")] | Annotated[VideoCameraConfig, Tag("video")],
+    Discriminator(_camera_kind),
+]

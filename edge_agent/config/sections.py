@@ -1,0 +1,115 @@
+"""Every section of the configuration except the cameras: what each setting is, its unit and its default."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from curate.answers.registry import SCORE_NAMES
+from curate.contracts.assignment import CapturePolicySpec
+from edge_agent.config.base import MIB, AnchoredPath, Section
+
+
+class BucketConfig(Section):
+    """The bucket shared with the cloud: any S3-compatible store, or a folder for trying things out."""
+
+    kind: Literal["s3", "folder"]
+    path: AnchoredPath | None = None
+    endpoint_url: str | None = None
+    bucket: str | None = None
+    region: str = "us-east-1"
+    credentials_file: AnchoredPath | None = None
+    connect_timeout_s: float = Field(default=10.0, gt=0.0)
+    read_timeout_s: float = Field(default=30.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if self.kind == "folder" and self.path is None:
+            raise ValueError("kind folder needs `path`")
+        if self.kind == "s3" and self.bucket is None:
+            raise ValueError("kind s3 needs `bucket`")
+        return self
+
+
+class TrustConfig(Section):
+    """The root of trust that was put on the device when it was set up."""
+
+    root_file: AnchoredPath
+
+
+class ApiConfig(Section):
+    """The HTTP API for programs on this device. It has no authentication, hence loopback only."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8600, ge=0, le=65535)
+    max_body_bytes: int = Field(default=16 * 1024, ge=256)
+    recent_predictions: int = Field(default=4096, ge=2000)
+
+    @field_validator("host")
+    @classmethod
+    def _is_loopback(cls, value: str) -> str:
+        if not ipaddress.IPv4Address(value).is_loopback:
+            raise ValueError("must be a loopback IPv4 address such as 127.0.0.1; put a proxy with a login before it")
+        return value
+
+
+class SpoolConfig(Section):
+    """Bounds of the durable queue, and when a batch is closed."""
+
+    max_bytes: int = Field(default=512 * MIB, ge=MIB)
+    min_free_bytes: int = Field(default=32 * MIB, ge=0)
+    max_feedback: int = Field(default=10_000, ge=1)
+    batch_max_captures: int = Field(default=32, ge=1)
+    batch_max_age_s: float = Field(default=10.0, ge=0.0)
+
+
+class SyncConfig(Section):
+    """How often the agent talks to the bucket, and how often its counters reach the disk."""
+
+    interval_s: float = Field(default=5.0, gt=0.0)
+    heartbeat_interval_s: float = Field(default=30.0, gt=0.0)
+    persist_interval_s: float = Field(default=5.0, gt=0.0)
+    max_backoff_s: float = Field(default=60.0, gt=0.0)
+
+
+class UpdateConfig(Section):
+    """How often the agent asks which model it should run."""
+
+    interval_s: float = Field(default=30.0, gt=0.0)
+
+
+def _has_known_score(policy: CapturePolicySpec) -> CapturePolicySpec:
+    if policy.uncertainty_score not in SCORE_NAMES:
+        raise ValueError(f"unknown uncertainty_score; this agent computes {', '.join(sorted(SCORE_NAMES))}")
+    return policy
+
+
+class CaptureConfig(Section):
+    """How captures are chosen until the cloud assigns a policy, and how they are stored."""
+
+    policy: Annotated[CapturePolicySpec, AfterValidator(_has_known_score)] = Field(default_factory=CapturePolicySpec)
+    jpeg_quality: int = Field(default=95, ge=50, le=100)
+    max_queued: int = Field(default=64, ge=1)
+
+
+class RingConfig(Section):
+    """Memory that holds recent frames, so that a dismissal minutes later still finds its frame."""
+
+    max_bytes: int = Field(default=32 * MIB, ge=0)
+
+
+class InferenceConfig(Section):
+    """How the model runs."""
+
+    threads: int = Field(default=1, ge=1, le=64)
+    variant: Literal["int8", "float"] = "int8"
+
+
+class LogConfig(Section):
+    """Where the JSON lines go: standard error, or a file that is rotated once."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    file: AnchoredPath | None = None
+    max_bytes: int = Field(default=8 * MIB, ge=4096)

@@ -1,0 +1,65 @@
+"""What the agent follows now: its own file, with what the newest accepted assignment put in its place.
+
+Parts of the agent ask for `current()` at each turn instead of being told, so that a change needs no restart.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from curate.contracts.device_settings import (
+    BandwidthSpec,
+    DeviceSettings,
+    PrivacySpec,
+    RetentionSpec,
+    SceneGateSpec,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveSettings:
+    """Every section, filled in."""
+
+    scene_gate: SceneGateSpec
+    privacy: PrivacySpec
+    bandwidth: BandwidthSpec
+    retention: RetentionSpec
+
+    def overlaid(self, change: DeviceSettings) -> EffectiveSettings:
+        """Return these settings with the sections of `change` in their place.
+
+        Regions add up, and windows of the device's own file stay: an assignment can only forbid more.
+        """
+        return EffectiveSettings(
+            scene_gate=change.scene_gate or self.scene_gate,
+            privacy=_stricter(self.privacy, change.privacy),
+            bandwidth=change.bandwidth or self.bandwidth,
+            retention=change.retention or self.retention,
+        )
+
+
+class LiveSettings:
+    """Thread-safe holder of the settings followed now."""
+
+    def __init__(self, own: EffectiveSettings) -> None:
+        """`own` is what the device's file says."""
+        self._lock = threading.Lock()
+        self._own = own
+        self._current = own
+
+    def current(self) -> EffectiveSettings:
+        """Return the settings to follow from now on."""
+        with self._lock:
+            return self._current
+
+    def follow(self, change: DeviceSettings) -> None:
+        """Follow what an assignment says; each one starts from the device's own file."""
+        with self._lock:
+            self._current = self._own.overlaid(change)
+
+
+def _stricter(own: PrivacySpec, change: PrivacySpec | None) -> PrivacySpec:
+    if change is None:
+        return own
+    return PrivacySpec(regions=(*own.regions, *change.regions), windows=own.windows or change.windows)
