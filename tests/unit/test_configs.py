@@ -21,6 +21,8 @@ from curate.settings import CONFIG_VARIABLE, Settings, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SECRETS = {"access_key", "secret_key", "token"}
+ABSENT_SECTIONS = "device_settings."
+"""Its sections are absent by default; configs/agent.yaml shows what they hold."""
 SHOWN_BY_EXAMPLE = {"label_studio.token_file"}
 """Optional, because there is another way; the file shows this one."""
 
@@ -61,7 +63,7 @@ def _leaves(section: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every setting that is not a section, by its dotted name."""
     for name, annotation, default in _fields(section):
         inner = _section_of(annotation)
-        if inner is None or default is None:  # a section that is absent by default is shown as absent
+        if inner is None or at == ABSENT_SECTIONS:
             yield f"{at}{name}", annotation, default
         else:
             yield from _leaves(inner, f"{at}{name}.")
