@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from curate.catalog.models import IMPORTED, DatasetItem, DatasetVersion, Split
 from curate.catalog.splits import teaching_items
 from curate.compression.export import export_onnx
 from curate.compression.quantize import quantize_int8
+from curate.errors import TrainingError
 from curate.training.data import LabelledFrames
 from curate.training.tasks import Recipe, TrainedModel, task_of
 from flows._wiring import Services
@@ -27,23 +29,25 @@ def train_control(wired: Services, lessons: Sequence[Lesson], draws: RandomDraw,
 
     The control keeps the imported labels as long as the product does and, round by round, replaces what the product
     learned from by as many frames at random, labelled with the same share of errors. Where the product goes on from
-    its incumbent, the control goes on from the first release, for as many steps as the product took since.
+    its incumbent, the control does so too: from the first release on, it learns once for each round.
     """
     rng = np.random.default_rng([seed, 11])
-    recipe = wired.settings.recipe
-    newest = lessons[-1].dataset
-    parts = {split: [load_items(wired, _imported(newest, split, recipe))] for split in _LEARNED}
-    for lesson, before in zip(lessons[1:], lessons[:-1], strict=True):
-        for split, part in parts.items():
-            part.append(draws.draw(lesson, _size(lesson.dataset, split) - _size(before.dataset, split), rng))
-    learned, validation = (join_frames(parts[split]) for split in _LEARNED)
-    rounds = len(lessons) - 1
-    start = _first_model(wired) if recipe.start == "incumbent" else None
-    epochs = recipe.epochs if start is None else recipe.epochs * rounds
     # All cores: the field is quiet by now.
-    recipe = recipe.model_copy(update={"threads": 2, "epochs": epochs})
-    names = wired.settings.labels.class_names
-    return train_files(recipe, names, learned, validation, wired.settings.round.seed + rounds, folder, start)
+    recipe = wired.settings.recipe.model_copy(update={"threads": 2})
+    model = _first_model(wired) if recipe.start == "incumbent" else None
+    drawn: dict[Split, list[LabelledFrames]] = {split: [] for split in _LEARNED}
+    rounds = len(lessons) - 1
+    for number, (before, lesson) in enumerate(pairwise(lessons), start=1):
+        for split, part in drawn.items():
+            part.append(draws.draw(lesson, _size(lesson.dataset, split) - _size(before.dataset, split), rng))
+        if recipe.start == "incumbent" or number == rounds:
+            imported = {split: load_items(wired, _imported(lesson.dataset, split, recipe)) for split in _LEARNED}
+            learned, validation = (join_frames([imported[split], *drawn[split]]) for split in _LEARNED)
+            names, at = wired.settings.labels.class_names, wired.settings.round.seed + number
+            model = task_of(recipe).train(learned, validation, names, recipe, seed=at, warm_start=model)
+    if model is None:
+        raise TrainingError("there is no round to train a control for")
+    return _compress(model, learned, folder)
 
 
 def _first_model(wired: Services) -> TrainedModel | None:
@@ -62,6 +66,10 @@ def train_files(
 ) -> ModelFiles:
     """Train and compress as the flows do."""
     model = task_of(recipe).train(learned, validation, class_names, recipe, seed=seed, warm_start=warm_start)
+    return _compress(model, learned, folder)
+
+
+def _compress(model: TrainedModel, learned: LabelledFrames, folder: Path) -> ModelFiles:
     files = ModelFiles(int8=folder / "int8.onnx", original=folder / "float.onnx")
     export_onnx(model, files.original)
     _, height, width, _ = learned.images.shape

@@ -15,7 +15,7 @@ from curate.compression.export import export_onnx
 from curate.compression.golden import LARGEST_TOLERANCE, LEAST_TOLERANCE, build_golden
 from curate.compression.inference import OnnxModel, measure_latency
 from curate.compression.parity import compare_distributions
-from curate.compression.quantize import QuantizationResult, quantize_int8
+from curate.compression.quantize import QuantizationResult, QuantizationScheme, quantize_int8
 from curate.errors import CompressionError
 from curate.training.classifier import TrainedClassifier
 from curate.training.data import LabelledImages
@@ -104,6 +104,17 @@ def test_int8_is_small_and_faithful(float_path: Path, int8: tuple[Path, Quantiza
     assert result.ratio <= 0.35
     assert result.int8_bytes == path.stat().st_size
     assert parity.agreement >= 0.98
+
+
+@pytest.mark.parametrize("float_stem", [True, False])
+def test_a_stem_may_stay_in_float(float_path: Path, tmp_path: Path, float_stem: bool) -> None:
+    """All convolutions are quantised, except the one that sees the picture where the scheme says so."""
+    images, path = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8), tmp_path / "int8.onnx"
+    quantize_int8(float_path, images, path, schemes=[QuantizationScheme("minmax", True, float_stem=float_stem)])
+    graph = onnx.load(path).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    from_int8 = [makers.get(node.input[0]) == "DequantizeLinear" for node in graph.node if node.op_type == "Conv"]
+    assert from_int8 == [not float_stem] + [True] * (len(from_int8) - 1)
 
 
 def test_the_best_scheme_is_kept_and_none_overflows(int8: tuple[Path, QuantizationResult]) -> None:
