@@ -12,6 +12,7 @@ WORLD ?= fashion
 VENV := .venv
 BIN := $(VENV)/bin
 LS_VENV := .venv-label-studio
+AGENT_VENV := .venv-agent
 # A stamp is younger than all it was installed from, so installing twice costs nothing.
 APP_STAMP := $(VENV)/.installed
 LS_STAMP := $(LS_VENV)/.installed
@@ -55,12 +56,28 @@ format: $(APP_STAMP) ## Rewrite the code in the project's style
 	@$(BIN)/ruff format .
 
 .PHONY: test
-test: install postgresql ## Run the tests, against real services
-	@$(BIN)/pytest $(ARGS)
+test: install servers ## Run the tests, against real services
+	@$(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
+
+.PHONY: test-agent
+test-agent: venv-module ## Install only the agent, from its wheel, and run its tests there
+	@rm -rf build $(AGENT_VENV) && mkdir -p build/agent && $(PYTHON) -m venv $(AGENT_VENV)
+	@$(AGENT_VENV)/bin/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir build/agent .
+	@$(AGENT_VENV)/bin/pip install $(PIP_FLAGS) --constraint requirements/app.txt \
+		"$$(ls build/agent/*.whl)[agent,video,grpc,mqtt]" pytest pytest-timeout hypothesis httpx prometheus-client
+	@cp -r tests configs docs README.md requirements pyproject.toml build/agent/
+	@cd build/agent && ../../$(AGENT_VENV)/bin/pytest $(ARGS) @tests/agent_only.txt
 
 .PHONY: chaos
-chaos: install postgresql ## Kill processes and cut links many times; takes long
+chaos: install servers ## Kill processes and cut links many times; takes long
 	@GLEANER_CHAOS=1 $(BIN)/pytest tests/e2e $(ARGS)
+
+PROOFS := tests/unit/test_crash_states_spool.py tests/unit/test_disk_faults.py tests/unit/test_hostile_*.py \
+	tests/integration/test_crash_states_updates.py tests/integration/test_disk_faults_updates.py \
+	tests/integration/test_kill_campaign.py tests/integration/test_fault_proxy.py tests/integration/test_hostile_models.py
+.PHONY: nightly
+nightly: install servers ## Prove it at length: every crash state, 1,000 kills, all hostile input; takes hours
+	@GLEANER_NIGHTLY=1 $(BIN)/pytest --timeout 14400 $(PROOFS) $(ARGS)
 
 .PHONY: clean
 clean: ## Stop the local stack and remove its data and all caches; the environments stay
@@ -100,11 +117,17 @@ venv-module:
 	else \
 		echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; fi
 
-# Without PostgreSQL its tests fail and say so, unless GLEANER_ALLOW_MISSING=1 lets them be skipped.
-.PHONY: postgresql
-postgresql:
-	@if compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null; then exit 0; fi; \
+# What the tests run against beside what pip brings. What is missing fails its tests, unless GLEANER_ALLOW_MISSING=1.
+.PHONY: servers
+servers:
+	@wanted=(); \
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || wanted+=(postgresql); \
+	[ -x /usr/sbin/mosquitto ] || wanted+=(mosquitto); \
+	command -v openssl > /dev/null || wanted+=(openssl); \
+	compgen -G '/usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib' > /dev/null || \
+		wanted+=(python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-{base,good,ugly}); \
+	if [ $${#wanted[@]} -eq 0 ]; then exit 0; fi; \
 	if [ -n "$(AS_ROOT)" ] && command -v apt-get > /dev/null; then \
-		echo "Installing PostgreSQL for the tests"; apt-get update --quiet=2 && $(APT_INSTALL) postgresql; \
+		echo "Installing for the tests: $${wanted[*]}"; apt-get update --quiet=2 && $(APT_INSTALL) "$${wanted[@]}"; \
 	else \
-		echo "PostgreSQL is missing, its tests will fail: apt-get install postgresql, or set GLEANER_ALLOW_MISSING=1" >&2; fi
+		echo "Missing, their tests will fail: apt-get install $${wanted[*]}, or set GLEANER_ALLOW_MISSING=1" >&2; fi

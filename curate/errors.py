@@ -49,6 +49,16 @@ class AccessDeniedError(StorageError):
     """The credentials do not allow this operation."""
 
 
+class BlobRefusedError(StorageError):
+    """The blob store refuses this one blob, or anything like it, for what it is: others may pass."""
+
+
+class ClockSkewError(StorageError):
+    """The blob store refuses what was signed at so wrong a time."""
+
+    retryable = True
+
+
 class CatalogError(Error):
     """The catalog refused or failed an operation."""
 

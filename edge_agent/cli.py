@@ -10,18 +10,26 @@ import signal
 import socket
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
-from curate.errors import AgentError, ConfigError, Error
+import yaml
+
+from curate.errors import ConfigError, Error
+from edge_agent.agent_client import AgentClient, AgentNotRunningError
+from edge_agent.bench.command import add_bench, run_bench
 from edge_agent.cameras.registry import describe_camera
 from edge_agent.config.agent import AgentConfig, load_config
+from edge_agent.doctor.examine import examine
+from edge_agent.doctor.findings import Level, worst
 from edge_agent.logs import configure_logging
 from edge_agent.service import agent_version, run_service
+from edge_agent.switches import Switches
 from edge_agent.sync.bucket import describe_access, open_store
 
 log = logging.getLogger(__name__)
@@ -29,7 +37,7 @@ log = logging.getLogger(__name__)
 OK: Final = 0
 FAILED: Final = 1
 WRONG_CONFIG: Final = 2
-_STATUS_TIMEOUT_S: Final = 5.0
+_SWITCHES: Final = {"capture": "capture_allowed", "metered": "metered"}
 
 _DESCRIPTION = """\
 The agent that runs on a camera: answers every frame with the model the cloud assigned, keeps the frames worth a
@@ -43,6 +51,10 @@ first steps:
   3. gleaner-agent run --config agent.yaml        runs until SIGTERM or Ctrl-C
   4. gleaner-agent status --config agent.yaml     from another terminal
 
+when something is wrong:
+  gleaner-agent doctor --config agent.yaml             says what, in words, and what to do; also while it runs
+  gleaner-agent explain --config agent.yaml ID         why a prediction's frame was kept, or was not
+
 exit codes: 0 fine, 1 it failed, 2 the configuration or the command line is wrong
 """
 
@@ -50,13 +62,13 @@ exit codes: 0 fine, 1 it failed, 2 the configuration or the command line is wron
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors are a message and a hint on standard error, never a trace."""
     arguments = _parser().parse_args(argv)
-    command: Callable[[AgentConfig], int] = arguments.command
+    command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        return command(load_config(arguments.config))
+        return command(arguments)
     except Error as exc:
         _complain(str(exc), exc.hint)
         return WRONG_CONFIG if isinstance(exc, ConfigError) else FAILED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):
         return OK
     except Exception as exc:
         log.debug("unforeseen", exc_info=True)
@@ -73,18 +85,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gleaner-agent {agent_version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
     for name, command, text in (
         ("run", _run, "run the agent in the foreground; SIGTERM stops it, SIGKILL loses nothing that was kept"),
-        ("status", _status, "ask the running agent for its counters, model, policy and spool, as JSON"),
-        ("check", _check, "validate the configuration and say whether camera, trust and bucket are in reach"),
+        ("status", _status, "ask the running agent for its counters, cameras, model, policy and spool, as JSON"),
+        ("check", _check, "validate the configuration and say whether cameras, trust and bucket are in reach"),
     ):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--config", type=Path, required=True, help="the agent's YAML file; see configs/agent.yaml")
-        sub.set_defaults(command=command)
+        _needs_config(add(name, command, text))
+    sub = add(
+        "doctor", _doctor, "examine device, cameras, clock, disk, bucket and model; say what to do; changes nothing"
+    )
+    _needs_config(sub)
+    sub.add_argument("--json", action="store_true", help="one JSON object for each finding")
+    sub = add("explain", _explain, "ask the running agent why it kept a prediction's frame, or did not")
+    _needs_config(sub)
+    sub.add_argument("prediction_id", help="as `GET /v1/predictions` lists them")
+    sub = add("switch", _switch, "allow or forbid captures, or say that the link costs money; survives restarts")
+    _needs_config(sub)
+    sub.add_argument(
+        "name", choices=sorted(_SWITCHES), help="capture: may frames be kept? metered: does the link cost?"
+    )
+    sub.add_argument("state", choices=("on", "off"))
+    add_bench(add("bench", run_bench, "measure what the agent costs beside a bare ONNX Runtime loop, on this machine"))
     return parser
 
 
-def _run(config: AgentConfig) -> int:
+def _needs_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="the agent's YAML file; see configs/agent.yaml")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config)
     try:
         configure_logging(config.log)
     except OSError as exc:
@@ -124,41 +160,55 @@ def _await_signals(reader: socket.socket, stop: threading.Event) -> None:
             stop.set()
 
 
-def _status(config: AgentConfig) -> int:
-    print(json.dumps(_fetch_status(config), indent=2, ensure_ascii=False))
+def _status(arguments: argparse.Namespace) -> int:
+    _print_json(AgentClient(load_config(arguments.config)).get("/v1/status"))
     return OK
 
 
-def _fetch_status(config: AgentConfig) -> Any:
-    address_file = config.state_dir / "api.json"
-    hint = "Start it with `gleaner-agent run --config …`."
-    try:
-        url = str(json.loads(address_file.read_bytes())["url"])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise AgentError(f"no agent has run with the state folder {config.state_dir}", hint=hint) from exc
-    # Never through a proxy from the environment: the agent is on this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"{url}/v1/status", timeout=_STATUS_TIMEOUT_S) as response:
-            return json.load(response)
-    except (urllib.error.URLError, OSError, ValueError) as exc:
-        raise AgentError(f"the agent does not answer at {url}: {exc}", hint=hint) from exc
+def _explain(arguments: argparse.Namespace) -> int:
+    path = f"/v1/predictions/{quote(arguments.prediction_id, safe='')}/explain"
+    document = AgentClient(load_config(arguments.config)).get(path)
+    print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100), end="")
+    return OK
 
 
-def _check(config: AgentConfig) -> int:
+def _switch(arguments: argparse.Namespace) -> int:
+    """Flip a switch of the running agent; of its file when none runs."""
+    config = load_config(arguments.config)
+    change = {_SWITCHES[arguments.name]: arguments.state == "on"}
+    try:
+        state = AgentClient(config).put("/v1/switches", change)
+    except AgentNotRunningError:
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        state = Switches(config.state_dir / "switches.json").flip(**change).model_dump()
+    _print_json(state)
+    return OK
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    findings = []
+    for finding in examine(load_config(arguments.config)):
+        findings.append(finding)
+        print(json.dumps(asdict(finding)) if arguments.json else finding.lines(), flush=True)
+    return FAILED if worst(findings) is Level.FAIL else OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config)
     print(f"configuration: valid, device {config.device_id}, state in {config.state_dir}")
     exit_code = OK
-    for name, look in (("camera", _look_at_camera), ("trust", _look_at_trust), ("bucket", _look_at_bucket)):
+    for name, look in _looks(config).items():
         try:
-            print(f"{name}: {look(config)}")
+            print(f"{name}: {look()}")
         except Error as exc:
             exit_code = exit_code or (WRONG_CONFIG if isinstance(exc, ConfigError) else FAILED)
             _complain(f"{name}: {exc}", exc.hint)
     return exit_code
 
 
-def _look_at_camera(config: AgentConfig) -> str:
-    return describe_camera(config.camera)
+def _looks(config: AgentConfig) -> dict[str, Callable[[], str]]:
+    cameras = {f"camera {camera.camera_id}": partial(describe_camera, camera) for camera in config.all_cameras}
+    return {**cameras, "trust": partial(_look_at_trust, config), "bucket": partial(_look_at_bucket, config)}
 
 
 def _look_at_trust(config: AgentConfig) -> str:
@@ -171,6 +221,10 @@ def _look_at_trust(config: AgentConfig) -> str:
 
 def _look_at_bucket(config: AgentConfig) -> str:
     return describe_access(open_store(config.bucket), config.device_id)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def _complain(message: str, hint: str | None) -> None:

@@ -13,3 +13,7 @@ class SpoolUnavailableError(AgentError):
     """The disk under the spool refused; it may have room again later."""
 
     retryable = True
+
+
+class RedactionError(AgentError):
+    """A picture could not be redacted, so it must not be kept or shown."""

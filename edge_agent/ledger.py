@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ class Totals(Document):
     dropped: dict[str, int] = Field(default_factory=dict)
     spooled: int = Field(default=0, ge=0)
     evicted: int = Field(default=0, ge=0)
+    evicted_by: dict[str, int] = Field(default_factory=dict)
+    """Always told together with `evicted`: see `eviction`."""
     acknowledged: int = Field(default=0, ge=0)
     uploaded: int = Field(default=0, ge=0)
     bytes_uploaded: int = Field(default=0, ge=0)
@@ -34,6 +36,11 @@ class Totals(Document):
     def plus(self, other: Totals) -> Totals:
         """Return the sum, field by field and key by key."""
         return Totals(**{name: _sum(getattr(self, name), getattr(other, name)) for name in Totals.model_fields})
+
+    @classmethod
+    def eviction(cls, reason: str, count: int) -> Self:
+        """Return the difference that giving up `count` spooled captures makes."""
+        return cls(evicted=count, evicted_by={reason: count} if count else {})
 
     @property
     def pending(self) -> int:
@@ -62,14 +69,21 @@ class Ledger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._totals = Totals()
+        # What happens at every frame is counted in plain numbers and becomes a document when somebody asks.
+        self._inferred = 0
+        self._bytes_seen = 0
+        self._skipped: dict[str, int] = {}
 
     def frame_inferred(self, encoded_bytes: int) -> None:
         """Count a frame the model answered; `encoded_bytes` is what uploading it would have cost."""
-        self.add(Totals(frames_inferred=1, bytes_seen=encoded_bytes))
+        with self._lock:
+            self._inferred += 1
+            self._bytes_seen += encoded_bytes
 
-    def frame_skipped(self, reason: str) -> None:
-        """Count a frame the model never saw. Call either this or `frame_inferred`, once a frame."""
-        self.add(Totals(frames_skipped={reason: 1}))
+    def frame_skipped(self, reason: str, count: int = 1) -> None:
+        """Count frames the model never saw. Call either this or `frame_inferred`, once a frame."""
+        with self._lock:
+            self._skipped[reason] = self._skipped.get(reason, 0) + count
 
     def add(self, change: Totals) -> None:
         """Add one event's difference."""
@@ -79,6 +93,12 @@ class Ledger:
     def totals(self) -> Totals:
         """Return the totals of this moment."""
         with self._lock:
+            if self._inferred or self._skipped:
+                frames = Totals(
+                    frames_inferred=self._inferred, bytes_seen=self._bytes_seen, frames_skipped=self._skipped
+                )
+                self._totals = self._totals.plus(frames)
+                self._inferred, self._bytes_seen, self._skipped = 0, 0, {}
             return self._totals
 
     def snapshot(self) -> DeviceCounters:

@@ -22,18 +22,17 @@ class EffectiveSettings:
     """Every section, filled in."""
 
     scene_gate: SceneGateSpec
-    privacy: PrivacySpec
+    privacy: tuple[PrivacySpec, ...]
+    """The device's own, and the assignment's when it has one: each of them has to allow a capture, and each blacks out
+    its own regions, so an assignment can only forbid more."""
     bandwidth: BandwidthSpec
     retention: RetentionSpec
 
     def overlaid(self, change: DeviceSettings) -> EffectiveSettings:
-        """Return these settings with the sections of `change` in their place.
-
-        Regions add up, and windows of the device's own file stay: an assignment can only forbid more.
-        """
+        """Return these settings with the sections of `change` in their place, and its privacy beside ours."""
         return EffectiveSettings(
             scene_gate=change.scene_gate or self.scene_gate,
-            privacy=_stricter(self.privacy, change.privacy),
+            privacy=self.privacy if change.privacy is None else (*self.privacy, change.privacy),
             bandwidth=change.bandwidth or self.bandwidth,
             retention=change.retention or self.retention,
         )
@@ -57,9 +56,3 @@ class LiveSettings:
         """Follow what an assignment says; each one starts from the device's own file."""
         with self._lock:
             self._current = self._own.overlaid(change)
-
-
-def _stricter(own: PrivacySpec, change: PrivacySpec | None) -> PrivacySpec:
-    if change is None:
-        return own
-    return PrivacySpec(regions=(*own.regions, *change.regions), windows=own.windows or change.windows)

@@ -22,6 +22,7 @@ from curate.contracts.ids import SAFE_NAME
 from curate.contracts.paths import ack_key, reported_key
 from curate.contracts.telemetry import ReportedState
 from curate.errors import BlobNotFoundError, CatalogError, ConfigError, ContractError, ReleaseError
+from curate.release.fleet import describe_problems
 from curate.storage.access import device_policy
 
 if TYPE_CHECKING:
@@ -133,18 +134,8 @@ def _fleet_row(wired: Services, device_id: str, newest: str | None) -> dict[str,
         "release": state.release_id,
         "pending": counters.pending,
         "given up": counters.evicted + sum(counters.dropped.values()),
-        "problem": "; ".join(_problems(state, newest)),
+        "problem": "; ".join(describe_problems(state, newest)),
     }
-
-
-def _problems(state: ReportedState, newest: str | None) -> list[str]:
-    last = state.updates[-1] if state.updates else None
-    found = [f"{last.outcome}: {last.detail}"] if last and last.outcome not in {"committed", "swapped"} else []
-    if newest is not None and state.release_id != newest:
-        found.append(f"not on {newest}")
-    if state.quarantined:
-        found.append(f"{state.quarantined} file(s) in quarantine")
-    return found
 
 
 def describe_round(wired: Services, number: int) -> str:

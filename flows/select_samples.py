@@ -10,7 +10,6 @@ from prefect import flow, get_run_logger
 
 from curate.catalog.models import ModelRow, Round, Sample, SampleStatus, SelectedRow, SelectionRole
 from curate.catalog.splits import assign_groups
-from curate.contracts.feedback import Verdict
 from curate.errors import CatalogError, SelectionError
 from curate.selection.base import CandidatePool, LabelledSet, Selection, annotation_cost
 from curate.selection.batch import select_batch
@@ -74,7 +73,7 @@ def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePo
         cameras=tuple(sample.camera_id for sample in asked),
         captured_s=_seconds(asked),
     )
-    evidence = {f.sample_id for f in wired.catalog.feedback(verdict=Verdict.DISMISSED)}
+    evidence = {verdict.sample_id for verdict in wired.catalog.feedback() if verdict.says_wrong}
     pool = CandidatePool(
         ids=tuple(sample.sample_id for sample in free),
         embeddings=views.embeddings[pooled],

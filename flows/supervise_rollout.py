@@ -11,6 +11,7 @@ from prefect.artifacts import create_table_artifact
 from curate.contracts.paths import reported_key
 from curate.contracts.telemetry import ReportedState
 from curate.errors import BlobNotFoundError, ContractError
+from curate.release.fleet import describe_problems
 from curate.release.repository import refresh_timestamp
 from flows._stage import stage_task
 from flows._wiring import services
@@ -48,9 +49,7 @@ def read_heartbeats() -> list[dict[str, Any]]:
                 "up to date": incumbent is not None and state.release_id == incumbent.release_id,
                 "last seen": state.reported_at.isoformat(timespec="seconds"),
                 "captures pending": state.counters.pending,
-                "problem": state.updates[-1].detail
-                if state.updates and state.updates[-1].outcome == "refused"
-                else None,
+                "problem": "; ".join(describe_problems(state, incumbent.release_id if incumbent else None)) or None,
             }
         )
     return rows

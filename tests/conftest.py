@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
-import psycopg
 import pytest
-from psycopg import sql
 from pydantic import SecretStr
 
 from curate.storage.s3 import S3Settings, ensure_bucket
+from tests.fakes.nightly import tell  # noqa: F401 - a fixture for every test
 
 START_TIMEOUT_S = 60.0
 # A machine shared with servers is slow at times: how long an example takes says nothing about the product.
@@ -104,7 +103,7 @@ def _identities() -> dict[str, object]:
         }
 
     def device_actions(device: str) -> list[str]:
-        own = [f"captures/{device}/*", f"inbox/{device}/*", f"twin/{device}/reported.json"]
+        own = [f"captures/{device}/*", f"inbox/{device}/*", f"twin/{device}/reported.json*"]
         return [f"Write:{DEVICE_BUCKET}/{prefix}" for prefix in own] + [f"Read:{DEVICE_BUCKET}/twin/{device}/*"]
 
     devices = [identity(device, device_actions(device)) for device in ("cam-1", "cam-2")]
@@ -187,6 +186,9 @@ class PostgresServer:
 
     def fresh_url(self) -> str:
         """SQLAlchemy URL of a new, empty schema: as good as a database of its own, and made at once."""
+        import psycopg
+        from psycopg import sql
+
         schema = f"t{uuid.uuid4().hex[:12]}"
         with psycopg.connect(host="127.0.0.1", port=self.port, user="gleaner", dbname="postgres", autocommit=True) as c:
             c.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
@@ -249,6 +251,8 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 def _postgres_answers(port: int) -> bool:
+    import psycopg
+
     try:
         psycopg.connect(host="127.0.0.1", port=port, user="gleaner", dbname="postgres", connect_timeout=1).close()
     except psycopg.OperationalError:

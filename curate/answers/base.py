@@ -50,6 +50,9 @@ class Answer(Protocol):
     def size_bytes(self) -> int:
         """Memory of its arrays."""
 
+    def agrees_with(self, other: Answer) -> bool:
+        """Say whether a person would take both for one answer: what people see is the same, or nearly so."""
+
     def without_embeddings(self) -> Answer:
         """Return the same answer in less memory."""
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curate.answers.base import (
     EMBEDDING,
+    Answer,
     BadOutputError,
     Floats,
     Outputs,
@@ -29,6 +31,14 @@ MARGIN: Final = "margin"
 ENTROPY: Final = "entropy"
 PROBABILITIES: Final = "probabilities"
 
+FLICKER: Final = "flicker"
+
+FLICKER_WEIGHT: Final = 0.25
+"""How much the newest frame counts for `flicker`: one cut of the scene leaves 0.25 behind, an answer that goes to and
+fro at every frame comes close to 1."""
+AGREEING_DIFFERENCE: Final = 0.25
+_TINY: Final = float(np.finfo(np.float64).tiny)
+
 SUM_TOLERANCE: Final = 0.01
 """Float32 softmax sums within 1e-5 and int8 graphs within 5e-3; what is further off is not a distribution."""
 
@@ -43,21 +53,20 @@ def evaluate_scores(probabilities: Floats) -> dict[str, float]:
         BadOutputError: wrong shape, NaN, a value outside [0, 1], or a sum that is not 1.
     """
     values = _distribution(probabilities)
-    second, first = sorted(values)[-2:]
-    entropy = -sum(p * math.log(p) for p in values if p > 0.0) / math.log(len(values))
+    second, first = np.partition(values, -2)[-2:].tolist()
+    # 0 ln 0 is 0: the smallest number in its place changes nothing.
+    entropy = -float(values @ np.log(np.maximum(values, _TINY))) / math.log(len(values))
     return {LEAST_CONFIDENCE: unit(1.0 - first), MARGIN: unit(1.0 - (first - second)), ENTROPY: unit(entropy)}
 
 
-def _distribution(probabilities: Floats) -> list[float]:
+def _distribution(probabilities: Floats) -> NDArray[np.float64]:
     if probabilities.ndim != 1 or probabilities.shape[0] < 2:
         raise BadOutputError(f"expected one distribution of at least two classes, got shape {probabilities.shape}")
-    values: list[float] = probabilities.tolist()
-    total = sum(values)
-    # Comparisons with NaN are false, so asking for the good case refuses NaN too.
-    if not (abs(total - 1.0) <= SUM_TOLERANCE and min(values) >= 0.0 and max(values) <= 1.0 + SUM_TOLERANCE):
+    values = probabilities.astype(np.float64)
+    total = float(values.sum())
+    # Comparisons with NaN are false, so asking for the good case refuses NaN too: one makes the sum NaN.
+    if not (abs(total - 1.0) <= SUM_TOLERANCE and values.min() >= 0.0 and values.max() <= 1.0 + SUM_TOLERANCE):
         raise BadOutputError(f"probabilities sum to {total:.4f} or leave [0, 1]")
-    if any(math.isnan(value) for value in values):
-        raise BadOutputError("probabilities hold NaN")
     return values
 
 
@@ -65,7 +74,8 @@ def _distribution(probabilities: Floats) -> list[float]:
 class ClassificationAnswer:
     """One distribution with its scores."""
 
-    probabilities: tuple[float, ...]
+    probabilities: Floats
+    """[K]."""
     scores: Mapping[str, float]
     embedding: Floats
 
@@ -77,11 +87,18 @@ class ClassificationAnswer:
     @property
     def size_bytes(self) -> int:
         """Memory of its arrays."""
-        return self.embedding.nbytes
+        return self.probabilities.nbytes + self.embedding.nbytes
+
+    def agrees_with(self, other: Answer) -> bool:
+        """Say whether both name the same class, about as surely (within `AGREEING_DIFFERENCE`)."""
+        if not isinstance(other, ClassificationAnswer):
+            return False
+        mine, its = int(self.probabilities.argmax()), int(other.probabilities.argmax())
+        return mine == its and abs(float(self.probabilities[mine] - other.probabilities[mine])) <= AGREEING_DIFFERENCE
 
     def without_embeddings(self) -> ClassificationAnswer:
         """Return the same answer in less memory."""
-        return replace(self, embedding=np.empty(0, np.float32))
+        return ClassificationAnswer(self.probabilities, self.scores, _NO_EMBEDDING)
 
     def to_prediction(self, prediction_id: str, release_id: str) -> Prediction:
         """Return the wire form."""
@@ -90,30 +107,45 @@ class ClassificationAnswer:
             release_id=release_id,
             scores=dict(self.scores),
             embedding=wire_embedding(self.embedding),
-            probabilities=list(self.probabilities),
+            probabilities=[unit(p) for p in self.probabilities.tolist()],
         )
 
 
+_NO_EMBEDDING: Final = np.empty(0, np.float32)
+
+
 class ClassificationReader:
-    """Reads every frame by itself."""
+    """Reads one classifier on one stream; it remembers the last distribution, nothing else."""
+
+    def __init__(self) -> None:
+        self._last: Floats | None = None
+        self._flicker = 0.0
 
     def read(self, outputs: Outputs, frame_height: int, frame_width: int) -> ClassificationAnswer:  # noqa: ARG002
         """Read one distribution; the frame's size says nothing here.
 
+        `flicker` is the exponentially weighted mean of the total variation, sum(abs(p - q)) / 2, between the
+        distributions of successive frames.
+
         Raises:
-            BadOutputError: no distribution, or no finite embedding.
+            BadOutputError: no distribution, or no finite embedding; what is remembered stays.
         """
         probabilities, embedding = take_outputs(outputs, CLASSIFICATION.output_names)
         scores = evaluate_scores(probabilities)
         verify_embedding(embedding)
-        return ClassificationAnswer(tuple(unit(p) for p in probabilities.tolist()), scores, embedding)
+        if self._last is not None and self._last.shape == probabilities.shape:
+            moved = 0.5 * float(np.abs(probabilities - self._last).sum())
+            self._flicker += FLICKER_WEIGHT * (moved - self._flicker)
+        self._last = probabilities
+        scores[FLICKER] = unit(self._flicker)
+        return ClassificationAnswer(probabilities, scores, embedding)
 
 
 class Classification:
     """Outputs `probabilities` [K] and `embedding` [D]."""
 
     output_names = (PROBABILITIES, EMBEDDING)
-    score_names = frozenset({LEAST_CONFIDENCE, MARGIN, ENTROPY})
+    score_names = frozenset({LEAST_CONFIDENCE, MARGIN, ENTROPY, FLICKER})
     default_score = MARGIN
 
     def verify_outputs(self, outputs: Outputs, spec: ModelSpec) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from curate.answers.base import (
     EMBEDDING,
     MAX_EMBEDDING_DIM,
+    Answer,
     BadOutputError,
     Floats,
     Outputs,
@@ -56,6 +57,8 @@ CANDIDATE_FLOOR: Final = 0.05
 RECORD_FLOOR: Final = 0.1
 MAX_BOXES: Final = 100
 NMS_IOU: Final = 0.55
+AGREEING_IOU: Final = 0.5
+AGREEING_SLACK: Final = 0.1
 DEFAULT_THRESHOLD: Final = 0.3
 """Boxes are shown from this score on, unless the model's specification says otherwise."""
 
@@ -89,6 +92,11 @@ class DetectionAnswer:
         arrays = (self.boxes, self.probabilities, self.box_embeddings, self.embedding)
         return sum(array.nbytes + sys.getsizeof(array) for array in arrays)
 
+    def agrees_with(self, other: Answer) -> bool:
+        """Say whether each side has every box that the other shows: of its class, overlapping by `AGREEING_IOU`, and
+        no more than `AGREEING_SLACK` below the threshold, for a score that wavers around it changes nothing."""
+        return isinstance(other, DetectionAnswer) and _covers(self, other) and _covers(other, self)
+
     def without_embeddings(self) -> DetectionAnswer:
         """Return the same answer in less memory."""
         return replace(
@@ -106,6 +114,17 @@ class DetectionAnswer:
             score_threshold=self.score_threshold,
             boxes=[_wire_box(position, *row) for position, row in enumerate(rows)],
         )
+
+
+def _covers(left: DetectionAnswer, right: DetectionAnswer) -> bool:
+    """Say whether every box that `right` shows has its counterpart in `left`."""
+    shown = right.probabilities.max(axis=1, initial=0.0) >= right.score_threshold
+    if not shown.any():
+        return True
+    usable = left.probabilities.max(axis=1, initial=0.0) >= left.score_threshold - AGREEING_SLACK
+    same = right.probabilities[shown].argmax(axis=1)[:, None] == left.probabilities[usable].argmax(axis=1)[None, :]
+    near = pairwise_iou(right.boxes[shown], left.boxes[usable]) >= AGREEING_IOU
+    return bool((same & near).any(axis=1).all())
 
 
 def _box_id(position: int) -> str:

@@ -300,6 +300,7 @@ def _feedback_row(device_id: str, item: Feedback) -> FeedbackRow:
         user=None if item.user is None else _plain(item.user),
         received_at=item.received_at,
         frame_available=item.frame_available,
+        quarantined=item.quarantined,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.contracts.feedback import NOT_WRONG, Verdict
 from curate.contracts.ids import BootId, DeviceId, batch_id
 from curate.contracts.prediction import Prediction
 from curate.contracts.telemetry import DeviceCounters, ReportedState
@@ -94,6 +95,13 @@ class FeedbackRow:
     received_at: datetime
     frame_available: bool
     sample_id: str | None = None
+    quarantined: bool = False
+    """It came in a flood."""
+
+    @property
+    def says_wrong(self) -> bool:
+        """Whether it is evidence that the prediction was wrong. Not interesting is not wrong."""
+        return not (self.quarantined or self.verdict == Verdict.CONFIRMED or self.reason in NOT_WRONG)
 
 
 class BatchStatus(StrEnum):

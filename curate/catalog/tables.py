@@ -27,6 +27,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 
 
@@ -146,6 +147,7 @@ feedback = Table(
     Column("received_at", UtcTime, nullable=False),
     Column("frame_available", Boolean, nullable=False),
     Column("sample_id", Text, ForeignKey("samples.sample_id"), index=True),
+    Column("quarantined", Boolean, nullable=False, server_default=false()),
 )
 
 quarantine = Table(

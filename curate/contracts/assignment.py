@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from curate.contracts.device_settings import DeviceSettings
 from curate.contracts.document import Document, UtcDatetime
 from curate.contracts.ids import SafeName
+from curate.contracts.sketch import MAX_FLEET_CENTRES, EmbeddingSketch
 
 
 class CapturePolicySpec(Document):
@@ -40,6 +41,15 @@ class Assignment(Document):
     allow_downgrade: bool = False
     """Only with this set may the release be older than the newest the device has accepted."""
     issued_at: UtcDatetime
+    fleet_sketch: EmbeddingSketch | None = None
+    """What the fleet has sent already, for the novel arm: at most `MAX_FLEET_CENTRES` centres."""
+
+    @field_validator("fleet_sketch")
+    @classmethod
+    def _fits_an_assignment(cls, value: EmbeddingSketch | None) -> EmbeddingSketch | None:
+        if value is not None and value.count > MAX_FLEET_CENTRES:
+            raise ValueError(f"a fleet's sketch holds at most {MAX_FLEET_CENTRES} centres")
+        return value
 
 
 class Acknowledgement(Document):

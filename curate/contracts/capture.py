@@ -42,6 +42,17 @@ class ImageRef(Document):
     media_type: Literal["image/jpeg"] = "image/jpeg"
 
 
+class CaptureClock(Document):
+    """How well the device knew the time of a capture. Order never depends on it: boot id and monotonic time give it."""
+
+    offset_s: float = 0.0
+    """What was added to the device's own clock to get `captured_at`."""
+    uncertainty_s: float | None = Field(default=None, ge=0.0)
+    """How far that may be off; None when nobody had told the device the time."""
+    system_epoch_s: float
+    """What the device's own clock showed when its monotonic clock was 0, in seconds since 1970."""
+
+
 class CaptureRecord(Document):
     """One kept frame: which image, what the model said, which arms kept it and how likely that was."""
 
@@ -52,12 +63,15 @@ class CaptureRecord(Document):
     captured_at: UtcDatetime
     boot_id: SafeName
     monotonic_s: float = Field(ge=0)
+    clock: CaptureClock | None = None
     image: ImageRef
     prediction: Prediction
     arms: list[ArmOutcome] = Field(min_length=1)
     inclusion_probability: float = Field(ge=0.0, le=1.0)
     """Probability that at least one arm keeps a frame like this one."""
     reasons: list[str] = Field(default_factory=list)
+    reused_from: SafeName | None = None
+    """The prediction whose answer stood for this frame: nothing had changed since, and the model has not seen it."""
 
     def arm_probability(self, arm: Arm) -> float | None:
         """Return the arm's probability if that arm kept this frame, else None."""

@@ -14,6 +14,7 @@ from curate.contracts.ids import SafeName
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 TimeOfDay = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+_MAX_ZONE_LENGTH = 64
 ALL_WEEK: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -29,6 +30,8 @@ class TimeWindow(Document):
     @field_validator("timezone")
     @classmethod
     def _is_known(cls, value: str) -> str:
+        if len(value) > _MAX_ZONE_LENGTH:  # zoneinfo looks for it part by part, and a long one ends in a RecursionError
+            raise ValueError(f"a time zone's name has at most {_MAX_ZONE_LENGTH} characters")
         try:
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
@@ -40,10 +43,11 @@ class SceneGateSpec(Document):
     """Spares the model frames on which nothing has changed: the last answer stands for them."""
 
     enabled: bool = False
-    max_reuse_s: float = Field(default=2.0, gt=0.0, le=3600.0)
+    max_reuse_s: float = Field(default=10.0, gt=0.0, le=3600.0)
     """The oldest answer that may stand for a frame."""
-    force_every: int = Field(default=20, ge=1)
-    """One in so many frames that the gate would skip is answered all the same: it measures the gate's own error."""
+    force_every: int = Field(default=100, ge=1)
+    """One in so many frames that the gate would skip, drawn at random, is answered all the same: it measures the
+    gate's own error."""
     sensitivity: Share = 0.5
     """From 0 (only large changes count) to 1 (nearly every change counts)."""
 

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Valid
 
 from curate.errors import ContractError
 
+_MAX_PROBLEM_LENGTH = 500
+
 
 def _as_utc(value: datetime) -> datetime:
     try:
@@ -41,6 +43,5 @@ class Document(BaseModel):
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise ContractError(
-                f"not a valid {cls.__name__}: {where}: {first['msg']} ({exc.error_count()} problem(s))"
-            ) from exc
+            problem = f"{where}: {first['msg']}"[:_MAX_PROBLEM_LENGTH]  # pydantic may quote what it refuses
+            raise ContractError(f"not a valid {cls.__name__}: {problem} ({exc.error_count()} problem(s))") from exc

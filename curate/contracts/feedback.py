@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,10 @@ class FeedbackReason(StrEnum):
     NOT_INTERESTING = "not_interesting"
     DUPLICATE = "duplicate"
     OTHER = "other"
+
+
+NOT_WRONG: Final = frozenset({FeedbackReason.NOT_INTERESTING, FeedbackReason.DUPLICATE})
+"""Who dismisses for these reasons finds nothing wrong with the prediction."""
 
 
 class MarkedBox(Document):
@@ -62,3 +66,5 @@ class Feedback(Document):
     received_at: UtcDatetime
     frame_available: bool
     """Whether the frame was captured or could still be captured when the verdict came."""
+    quarantined: bool = False
+    """It came in a flood: kept for a person to look at, and evidence of nothing until then."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from curate.errors import AccessDeniedError, BlobExistsError, BlobNotFoundError, StorageError, StorageUnavailableError
 from curate.storage.keys import verify_key, verify_prefix
-from curate.storage.ports import BlobInfo
+from curate.storage.ports import STREAM_BYTES, BlobInfo, TaggedBlob
 
 
 class LocalBlobStore:
@@ -44,6 +44,26 @@ class LocalBlobStore:
             if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
                 raise StorageError(f"{key} holds {size} bytes, more than {max_bytes}")
             return path.read_bytes()
+
+    def get_if_changed(self, key: str, tag: str | None, *, max_bytes: int | None = None) -> TaggedBlob | None:
+        """Read the whole blob unless it is still the one with this tag. Every write makes a new file."""
+        path = self._path(key)
+        with _translated("get", key), path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            found = f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+            if found == tag:
+                return None
+            if max_bytes is not None and status.st_size > max_bytes:
+                raise StorageError(f"{key} holds {status.st_size} bytes, more than {max_bytes}")
+            return TaggedBlob(file.read(), found)
+
+    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """Yield the blob's bytes from `start` on, in pieces."""
+        path = self._path(key)
+        with _translated("stream", key), path.open("rb") as file:
+            file.seek(start)
+            while piece := file.read(STREAM_BYTES):
+                yield piece
 
     def size(self, key: str) -> int | None:
         """Return the size in bytes, or None when nothing lies there."""

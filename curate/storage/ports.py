@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import datetime
+from typing import Final, Protocol
+
+STREAM_BYTES: Final = 64 * 1024
+"""The largest piece of a streamed blob."""
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,27 @@ class BlobInfo:
 
     key: str
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class TaggedBlob:
+    """A blob as it was read, with the store's tag of these bytes; another write gives another tag."""
+
+    data: bytes
+    tag: str
+
+
+class ServerClock(Protocol):
+    """A clock that a store signs with and teaches, for machines whose own clock may be wrong. Thread-safe."""
+
+    def now(self) -> datetime:
+        """Return the time, as well as it is known."""
+
+    def monotonic(self) -> float:
+        """Return seconds that only grow."""
+
+    def learn(self, server_time: datetime, *, sent_s: float, received_s: float) -> None:
+        """Take note of an answer's `Date`, a whole second, and of when it was asked for and came (monotonic)."""
 
 
 class BlobStore(Protocol):
@@ -35,6 +60,22 @@ class BlobStore(Protocol):
         Raises:
             BlobNotFoundError: nothing lies there.
             StorageError: the blob is larger than `max_bytes`.
+        """
+
+    def get_if_changed(self, key: str, tag: str | None, *, max_bytes: int | None = None) -> TaggedBlob | None:
+        """Read the whole blob unless it is still the one with this tag: then None, and nothing was transferred.
+
+        Raises:
+            BlobNotFoundError: nothing lies there.
+            StorageError: the blob is larger than `max_bytes`.
+        """
+
+    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """Yield the blob's bytes from `start` on, in pieces; nothing when it ends there or before. A link that breaks
+        raises after what came: whoever kept that starts from its end.
+
+        Raises:
+            BlobNotFoundError: nothing lies there.
         """
 
     def size(self, key: str) -> int | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import configparser
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypedDict, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -23,33 +23,65 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from urllib3.exceptions import HTTPError as BrokenLinkError
 
 from curate.errors import (
     AccessDeniedError,
     BlobExistsError,
     BlobNotFoundError,
+    BlobRefusedError,
+    ClockSkewError,
     ConfigError,
     StorageError,
     StorageUnavailableError,
 )
 from curate.storage.keys import verify_key, verify_prefix
-from curate.storage.ports import BlobInfo
+from curate.storage.ports import STREAM_BYTES, BlobInfo, ServerClock, TaggedBlob
+from curate.storage.s3_clock import SkewWatch, sign_by_clock
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 _PASSING_ERRORS = (
     BotoConnectionError,
     HTTPClientError,
     IncompleteReadError,
     ResponseStreamingError,
+    BrokenLinkError,  # botocore lets it through when an error's own answer breaks off
     ResponseParserError,  # an answer that is not S3's: a captive portal, a proxy's error page
 )
 _PASSING_CODES = frozenset(
-    {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException"}
+    {
+        "InternalError",
+        "OperationAborted",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        # The body was cut or changed on the way: the blob itself is fine.
+        "BadDigest",
+        "IncompleteBody",
+        "XAmzContentSHA256Mismatch",
+    }
 )
+_PASSING_STATUSES = frozenset({408, 425, 429})
 _DENIED_CODES = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
 _MISSING_CODES = frozenset({"NoSuchKey", "NotFound", "404"})
+_SKEW_CODES = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+_SKEW_STATUSES = frozenset({400, 401, 403})
+"""What stores answer to a signature of another time; not all of them say why."""
+_REFUSED_STATUSES = frozenset({400, 411, 413, 414, 415, 422, 431})
+_NOT_MODIFIED = 304
+_NOT_SATISFIABLE = 416
+"""What a range beyond the end is answered with."""
+
+T = TypeVar("T")
+
+
+class _Condition(TypedDict, total=False):
+    IfNoneMatch: str
 
 
 class S3Settings(BaseModel):
@@ -89,38 +121,73 @@ class S3BlobStore:
     keys and one writer a key that is what the caller wants to know.
     """
 
-    def __init__(self, settings: S3Settings) -> None:
+    def __init__(self, settings: S3Settings, clock: ServerClock | None = None) -> None:
+        """With a `clock` requests are signed at its time, and answers teach it; without, at the machine's own."""
         self._bucket = settings.bucket
         self._client = _build_client(settings)
+        self._clock = clock
+        if clock is not None:
+            sign_by_clock(self._client, clock)
 
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
         """Write the whole blob, replacing what was there."""
         verify_key(key)
         with _translated("put", key):
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
+            self._ask(
+                lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
+            )
 
     def create(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
         """Write only if the key is free (`If-None-Match: *`; stores that ignore the header overwrite)."""
         verify_key(key)
         with _translated("create", key):
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*")
+            self._ask(
+                lambda: self._client.put_object(
+                    Bucket=self._bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*"
+                )
+            )
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Read the whole blob; StorageError when it is larger than `max_bytes`, before reading further."""
         verify_key(key)
         with _translated("get", key):
-            response = self._client.get_object(Bucket=self._bucket, Key=key)
-            with response["Body"] as body:
-                if max_bytes is not None and response["ContentLength"] > max_bytes:
-                    raise StorageError(f"{key} holds {response['ContentLength']} bytes, more than {max_bytes}")
-                return body.read()
+            response = self._ask(lambda: self._client.get_object(Bucket=self._bucket, Key=key))
+            return _read_body(response, key, max_bytes)
+
+    def get_if_changed(self, key: str, tag: str | None, *, max_bytes: int | None = None) -> TaggedBlob | None:
+        """Read the whole blob unless it is still the one with this tag; a store that ignores the header sends it."""
+        verify_key(key)
+        condition: _Condition = {} if tag is None else {"IfNoneMatch": tag}
+        with _translated("get", key):
+            try:
+                response = self._ask(lambda: self._client.get_object(Bucket=self._bucket, Key=key, **condition))
+            except ClientError as exc:
+                if _http_status(exc) == _NOT_MODIFIED:
+                    return None
+                raise
+            return TaggedBlob(_read_body(response, key, max_bytes), response["ETag"])
+
+    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """Yield the blob's bytes from `start` on, in pieces, with one request (`Range`)."""
+        verify_key(key)
+        with _translated("stream", key):
+            try:
+                response = self._ask(
+                    lambda: self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes={start}-")
+                )
+            except ClientError as exc:
+                if _http_status(exc) == _NOT_SATISFIABLE:
+                    return
+                raise
+            with closing(response["Body"]) as body:
+                yield from body.iter_chunks(STREAM_BYTES)
 
     def size(self, key: str) -> int | None:
         """Return the size in bytes, or None when nothing lies there."""
         verify_key(key)
         try:
             with _translated("size", key):
-                return self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"]
+                return self._ask(lambda: self._client.head_object(Bucket=self._bucket, Key=key))["ContentLength"]
         except BlobNotFoundError:
             return None
 
@@ -139,7 +206,24 @@ class S3BlobStore:
         """Remove the blob; removing nothing is fine."""
         verify_key(key)
         with _translated("delete", key):
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            self._ask(lambda: self._client.delete_object(Bucket=self._bucket, Key=key))
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        """Send a request; once more when its refusal taught us that our clock was wrong."""
+        watch = SkewWatch(self._clock) if self._clock is not None else None
+        try:
+            return request()
+        except ClientError as exc:
+            if watch is None or _http_status(exc) not in _SKEW_STATUSES or not watch.was_corrected():
+                raise
+        return request()
+
+
+def _read_body(response: GetObjectOutputTypeDef, key: str, max_bytes: int | None) -> bytes:
+    with closing(response["Body"]) as body:  # as its own context manager it would give the bare stream
+        if max_bytes is not None and response["ContentLength"] > max_bytes:
+            raise StorageError(f"{key} holds {response['ContentLength']} bytes, more than {max_bytes}")
+        return body.read()
 
 
 def ensure_bucket(settings: S3Settings) -> None:
@@ -234,8 +318,8 @@ def _translated(operation: str, key: str) -> Iterator[None]:
 def _of_response(exc: ClientError, operation: str, key: str) -> StorageError:
     status, code = _http_status(exc), _code(exc)
     message = f"{operation} {key}: {code} ({status})"
-    if code == "RequestTimeTooSkewed":
-        return StorageUnavailableError(message, hint="this machine's clock is wrong; it works once the clock is set")
+    if code in _SKEW_CODES:
+        return ClockSkewError(message, hint="this machine's clock is wrong; it works once the clock is set")
     if code == "NoSuchBucket":
         return StorageError(message, hint="the bucket does not exist")
     if operation == "create" and status in (409, 412):
@@ -244,13 +328,13 @@ def _of_response(exc: ClientError, operation: str, key: str) -> StorageError:
 
 
 def _kind(status: int, code: str) -> type[StorageError]:
-    if status >= 500 or status == 429 or code in _PASSING_CODES:
+    if status >= 500 or status in _PASSING_STATUSES or code in _PASSING_CODES:
         return StorageUnavailableError
     if status == 404 or code in _MISSING_CODES:
         return BlobNotFoundError
     if status in (401, 403) or code in _DENIED_CODES:
         return AccessDeniedError
-    return StorageError
+    return BlobRefusedError if status in _REFUSED_STATUSES else StorageError
 
 
 def _http_status(exc: ClientError) -> int:

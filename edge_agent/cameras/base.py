@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import stat
 import struct
 import time
 import zlib
@@ -38,6 +39,20 @@ class SkipReason(StrEnum):
     UNDECODABLE = "undecodable"
     NO_MODEL = "no_model"
     BAD_OUTPUT = "bad_output"
+    UNCHANGED = "unchanged"
+    """The scene gate let the last answer stand for it."""
+
+
+class CameraState(StrEnum):
+    """Whether a camera gives frames now."""
+
+    STARTING = "starting"
+    """Not one frame has come yet."""
+    DELIVERING = "delivering"
+    LOST = "lost"
+    """The source does not answer; it is tried again."""
+    ENDED = "ended"
+    """A file was played to its end."""
 
 
 class UndecodableError(AgentError):
@@ -76,6 +91,14 @@ class Camera(Protocol):
     def camera_id(self) -> str:
         """The camera's name."""
 
+    @property
+    def state(self) -> CameraState:
+        """Whether it gives frames now. May be asked from any thread."""
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds in which no frame can come, as far as it knows; 0 when it does not. Until then polling is in vain."""
+
     def poll(self) -> Frame | Skipped | None:
         """Return the next event in order, or None when there is none now."""
 
@@ -86,6 +109,11 @@ class Camera(Protocol):
 def open_folder(config: FolderCameraConfig) -> Camera:
     """Build the camera that plays or follows the folder."""
     return FollowedFolder(config) if config.follow else LoopedFolder(config)
+
+
+def due_in_s(index: int, fps: float, played_s: float) -> float:
+    """Return the seconds until frame `index` is due, at most 1, so that a slow camera still shows that it is read."""
+    return min(1.0, max(0.0, index / fps - played_s))
 
 
 def decode_image(encoded: bytes, *, max_pixels: int) -> Pixels:
@@ -135,6 +163,18 @@ class FollowedFolder:
     def camera_id(self) -> str:
         """The camera's name."""
         return self._config.camera_id
+
+    @property
+    def state(self) -> CameraState:
+        """Lost while the folder cannot be read."""
+        if self._folder_missing:
+            return CameraState.LOST
+        return CameraState.STARTING if self._last_index is None else CameraState.DELIVERING
+
+    @property
+    def idle_s(self) -> float:
+        """Unknown: somebody else writes the files."""
+        return 0.0
 
     def poll(self) -> Frame | Skipped | None:
         """Return the next frame, what was skipped before it, or None when nothing new lies in the folder."""
@@ -224,6 +264,16 @@ class LoopedFolder:
         """The camera's name."""
         return self._config.camera_id
 
+    @property
+    def state(self) -> CameraState:
+        """Starting while the folder holds no picture."""
+        return CameraState.DELIVERING if self._pictures else CameraState.STARTING
+
+    @property
+    def idle_s(self) -> float:
+        """Until the next picture is due."""
+        return due_in_s(self._next_index, self._config.fps, self._monotonic() - self._started_s)
+
     def poll(self) -> Frame | Skipped | None:
         """Return the next frame when it is due, what was skipped, or None."""
         due = int((self._monotonic() - self._started_s) * self._config.fps) + 1 - self._next_index
@@ -253,8 +303,11 @@ class LoopedFolder:
 def _read_frame(
     config: FolderCameraConfig, index: int, path: Path, monotonic_s: float, captured_at: datetime | None = None
 ) -> Frame:
-    with path.open("rb") as file:
+    # A pipe that nobody writes to must not hold up the camera.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UndecodableError("not a file")
         if status.st_size > config.max_file_bytes:
             raise UndecodableError(f"{status.st_size} bytes are more than {config.max_file_bytes}")
         encoded = file.read(config.max_file_bytes)

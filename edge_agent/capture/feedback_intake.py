@@ -1,8 +1,13 @@
-"""A person's verdict comes in: make it durable, and keep the frame it is about while that is still possible."""
+"""A person's verdict comes in: make it durable, and keep the frame it is about while that is still possible.
+
+Not interesting is not wrong: a frame that is dismissed as `not_interesting` or `duplicate` is not captured for that.
+Nobody has to label it, and it would count as an error where there is none. Its verdict travels alone, and says so.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,12 +15,13 @@ from typing import Final, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from curate.contracts.feedback import Feedback, FeedbackReason, MarkedBox, Verdict
+from curate.contracts.feedback import NOT_WRONG, Feedback, FeedbackReason, MarkedBox, Verdict
 from curate.contracts.ids import SafeName
 from curate.errors import AgentError
+from edge_agent.capture.feedback_limits import FeedbackLimits, FeedbackLimitsSpec, FeedbackRefusedError
 from edge_agent.capture.frame_ring import FrameRing, HeldFrame, LivePrediction, PredictionLog
 from edge_agent.capture.keeper import Keeper
-from edge_agent.capture.policy import decide_dismissed
+from edge_agent.capture.policy import Novelty, decide_dismissed
 from edge_agent.errors import SpoolUnavailableError
 from edge_agent.spool.files import Receipt
 
@@ -83,9 +89,17 @@ class FeedbackIntake:
         ring: FrameRing,
         predictions: PredictionLog,
         *,
+        limits: FeedbackLimits | None = None,
+        novelty: Novelty | None = None,
+        count: Callable[[str], None] = lambda _name: None,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         max_wait_s: float = MAX_WAIT_S,
     ) -> None:
+        """Join the parts. `novelty` is told of frames that a verdict made captures; `count` of `feedback_refused_user`,
+        `_device` and `_quarantine`, and of `feedback_quarantined`."""
+        self._limits = limits or FeedbackLimits(FeedbackLimitsSpec(), time.monotonic)
+        self._novelty = novelty
+        self._count = count
         self._sink = sink
         self._keeper = keeper
         self._ring = ring
@@ -101,13 +115,19 @@ class FeedbackIntake:
         waited for until it is durable or dropped. So a verdict on disk never promises a frame that a power cut can
         still take. A dropped frame is gone; the verdict is stored with `frame_available=False`. When the wait is too
         long nothing is stored, and the client tries again with the same `feedback_id`.
-        Repeating a `feedback_id` returns what was answered then.
+        Repeating a `feedback_id` returns what was answered then, and costs nothing of the limits.
 
         Raises:
             UnknownBoxError: the prediction is still known and has no box of that id.
+            FeedbackRefusedError: there are too many; it says how long to wait.
             AgentError: the spool cannot store it, or its frame, now.
         """
         feedback_id = request.feedback_id or uuid.uuid4().hex
+        if (receipt := self._sink.find_receipt(feedback_id)) is not None:
+            return receipt
+        prediction = self._predictions.get(prediction_id)
+        _verify_box(prediction, request.box_id)
+        quarantined = self._admit(request)
         # Before the lock: a frame that takes long holds up the verdicts about it only.
         if not self._keeper.wait_settled(prediction_id, self._max_wait_s):
             raise SpoolUnavailableError(
@@ -116,9 +136,7 @@ class FeedbackIntake:
         with self._lock:
             if (receipt := self._sink.find_receipt(feedback_id)) is not None:
                 return receipt
-            prediction = self._predictions.get(prediction_id)
-            _verify_box(prediction, request.box_id)
-            available = self._secure_frame(prediction_id, request)
+            available = self._secure_frame(prediction_id, request, quarantined=quarantined)
             feedback = Feedback(
                 **request.model_dump(exclude={"feedback_id"}),
                 feedback_id=feedback_id,
@@ -127,13 +145,25 @@ class FeedbackIntake:
                 release_id=prediction.release_id if prediction else None,
                 received_at=self._wall_clock(),
                 frame_available=available,
+                quarantined=quarantined,
             )
             self._sink.put_feedback(feedback)
             return Receipt.of(feedback)
 
-    def _secure_frame(self, prediction_id: str, request: FeedbackRequest) -> bool:
-        """Capture a dismissed frame that no arm has kept; return whether the frame is durable."""
-        if request.verdict is not Verdict.CONFIRMED and (frame := self._ring.claim(prediction_id)) is not None:
+    def _admit(self, request: FeedbackRequest) -> bool:
+        try:
+            quarantined = self._limits.admit(request.user)
+        except FeedbackRefusedError as exc:
+            self._count(f"feedback_refused_{exc.scope}")
+            raise
+        if quarantined:
+            self._count("feedback_quarantined")
+        return quarantined
+
+    def _secure_frame(self, prediction_id: str, request: FeedbackRequest, *, quarantined: bool) -> bool:
+        """Capture a frame that no arm has kept and that somebody says is wrong; return whether it is durable."""
+        obeyed = says_wrong(request) and not quarantined
+        if obeyed and (frame := self._ring.claim(prediction_id)) is not None:
             return self._keep(frame, request)
         return self._sink.is_captured(prediction_id)
 
@@ -143,7 +173,15 @@ class FeedbackIntake:
         kept = self._keeper.keep_now(frame, decision)
         if kept:
             self._predictions.update_decision(frame.prediction.prediction_id, decision)
+            if self._novelty is not None:
+                self._novelty.remember(frame.prediction.answer.embedding, frame.prediction.release_id)
         return kept
+
+
+def says_wrong(request: FeedbackRequest) -> bool:
+    """Say whether the verdict claims that the model erred, so that the frame is worth a label."""
+    dismissed = request.verdict is Verdict.DISMISSED and request.reason not in NOT_WRONG
+    return dismissed or request.verdict is Verdict.CORRECTED
 
 
 def _verify_box(prediction: LivePrediction | None, box_id: str | None) -> None:

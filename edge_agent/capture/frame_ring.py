@@ -20,6 +20,7 @@ from curate.answers.registry import ANSWERS
 from curate.contracts.prediction import Prediction
 from curate.contracts.release import ModelSpec
 from edge_agent.capture.policy import CaptureDecision
+from edge_agent.capture.scene_gate import GateLook
 
 _ENTRY_OVERHEAD_BYTES: Final = 2048
 """Roughly what the objects around one held frame cost."""
@@ -29,9 +30,8 @@ _ENTRY_OVERHEAD_BYTES: Final = 2048
 class LivePrediction:
     """What the model said about one frame, and what the arms decided."""
 
-    cursor: int
-    """Counts this process's predictions from 1, without gaps."""
     prediction_id: str
+    """Unique among all cameras and boots of the device."""
     camera_id: str
     frame_index: int
     captured_at: datetime
@@ -40,6 +40,12 @@ class LivePrediction:
     spec: ModelSpec
     answer: Answer
     decision: CaptureDecision
+    look: GateLook | None = None
+    """What the scene gate saw; None when it is off or had nothing to compare with."""
+    reused_from: str | None = None
+    """The prediction whose answer stands for this unchanged frame too; None for a frame the model has seen."""
+    cursor: int = 0
+    """Counts this process's predictions from 1, without gaps; given when it is remembered."""
 
     def to_prediction(self) -> Prediction:
         """Return the wire form."""
@@ -57,6 +63,8 @@ class HeldFrame:
     prediction: LivePrediction
     encoded: bytes
     """PNG or JPEG; see `Frame.encoded`."""
+    may_be_kept: bool = True
+    """False when it was taken while privacy let nothing be kept."""
 
     @property
     def size_bytes(self) -> int:
@@ -115,14 +123,18 @@ class PredictionLog:
         self._lock = threading.Lock()
         self._order: deque[str] = deque()
         self._by_id: dict[str, LivePrediction] = {}
+        self._newest: dict[str, LivePrediction] = {}
         self._newest_cursor = 0
 
     def append(self, prediction: LivePrediction) -> None:
-        """Add the next prediction; its cursor follows the one before."""
+        """Remember the next prediction of some camera, without its embeddings; its cursor follows the one before."""
+        answer = prediction.answer.without_embeddings()
         with self._lock:
+            self._newest_cursor += 1
+            remembered = replace(prediction, answer=answer, cursor=self._newest_cursor)
             self._order.append(prediction.prediction_id)
-            self._by_id[prediction.prediction_id] = prediction
-            self._newest_cursor = prediction.cursor
+            self._by_id[prediction.prediction_id] = remembered
+            self._newest[prediction.camera_id] = remembered
             if len(self._order) > self._max:
                 del self._by_id[self._order.popleft()]
 
@@ -130,6 +142,11 @@ class PredictionLog:
         """Return the prediction, or None when it is unknown or too old."""
         with self._lock:
             return self._by_id.get(prediction_id)
+
+    def newest(self, camera_id: str) -> LivePrediction | None:
+        """Return the newest prediction of a camera, as it was when it came; None before the first."""
+        with self._lock:
+            return self._newest.get(camera_id)
 
     def after(self, cursor: int, limit: int) -> list[LivePrediction]:
         """Return up to `limit` predictions with a higher cursor, oldest first."""

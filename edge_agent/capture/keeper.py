@@ -6,11 +6,14 @@ import hashlib
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from curate.contracts.capture import CaptureRecord, ImageRef
-from edge_agent.cameras.base import UndecodableError, decode_image, encode_jpeg
+from curate.errors import AgentError
+from edge_agent.cameras.base import Pixels, UndecodableError, decode_image, encode_jpeg
 from edge_agent.capture.frame_ring import HeldFrame
 from edge_agent.capture.policy import CaptureDecision
 from edge_agent.ledger import Ledger, Totals
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 _WAIT_S: Final = 0.2
 BACKLOG: Final = "backlog"
 UNENCODABLE: Final = "unencodable"
+PRIVACY: Final = "privacy"
 
 
 class CaptureSink(Protocol):
@@ -28,6 +32,32 @@ class CaptureSink(Protocol):
 
     def put(self, draft: CaptureRecord, jpeg: bytes) -> bool:
         """Store one capture and count it; False when it was dropped, and counted as that."""
+
+
+class Privacy(Protocol):
+    """What may be kept at all. Asked for every frame, from several threads: answering takes microseconds."""
+
+    def may_keep(self, now: datetime) -> bool:
+        """Say whether a picture of this moment may be kept, as windows and switches stand now."""
+
+    def redact(self, camera_id: str, pixels: Pixels) -> Pixels:
+        """Return the picture, uint8 [H, W, 3] RGB, without what nobody may see; never a changed argument.
+
+        Raises:
+            AgentError: it cannot be made safe; nothing of it is kept.
+        """
+
+
+class AllowAll:
+    """Keeps everything as it is."""
+
+    def may_keep(self, now: datetime) -> bool:  # noqa: ARG002 - others need it
+        """Allow it."""
+        return True
+
+    def redact(self, camera_id: str, pixels: Pixels) -> Pixels:  # noqa: ARG002 - others need it
+        """Return the picture."""
+        return pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +71,8 @@ class Keeper:
 
     A frame counts as selected when the sink takes or drops it; one that is still in the queue when the power goes was
     never selected, so the ledger closes. When the disk is so slow that the queue is full, the frame is dropped with
-    the reason `backlog`.
+    the reason `backlog`. What privacy forbids is dropped with the reason `privacy`, before anything of it is written:
+    a picture taken while nothing could be kept stays unkept, however late a person asks for it.
     """
 
     def __init__(
@@ -55,7 +86,11 @@ class Keeper:
         jpeg_quality: int,
         max_pixels: int,
         max_queued: int,
+        privacy: Privacy | None = None,
+        wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._privacy: Privacy = privacy or AllowAll()
+        self._wall_clock = wall_clock
         self._sink = sink
         self._ledger = ledger
         self._report = report
@@ -67,7 +102,9 @@ class Keeper:
         self._unsettled: dict[str, _Queued] = {}
 
     def offer(self, frame: HeldFrame, decision: CaptureDecision) -> bool:
-        """Queue a frame without waiting; False when the queue is full and the frame was dropped."""
+        """Queue a frame without waiting; False when it was dropped: the queue is full, or privacy forbids it."""
+        if not frame.may_be_kept:
+            return self._drop(PRIVACY)
         prediction_id = frame.prediction.prediction_id
         # Dict operations are atomic: the capture loop never waits for somebody who waits for its frame.
         self._unsettled[prediction_id] = _Queued(frame, threading.Event())
@@ -75,19 +112,28 @@ class Keeper:
             self._queue.put_nowait((frame, decision))
         except queue.Full:
             self._settle(prediction_id)
-            self._ledger.add(Totals(selected=1, dropped={BACKLOG: 1}))
-            return False
+            log.warning("capture dropped: the disk does not keep up", extra={"prediction_id": prediction_id})
+            return self._drop(BACKLOG)
         return True
+
+    def may_keep(self, now: datetime) -> bool:
+        """Say whether privacy lets a picture of this moment be kept."""
+        return self._privacy.may_keep(now)
 
     def keep_now(self, frame: HeldFrame, decision: CaptureDecision) -> bool:
         """Store a frame before returning; False when it was dropped."""
+        if not (frame.may_be_kept and self._privacy.may_keep(self._wall_clock())):
+            return self._drop(PRIVACY)
         try:
             pixels = decode_image(frame.encoded, max_pixels=self._max_pixels)
+            pixels = self._privacy.redact(frame.prediction.camera_id, pixels)
             jpeg = encode_jpeg(pixels, quality=self._jpeg_quality)
         except (UndecodableError, OSError) as exc:
             log.warning("capture cannot be encoded", extra={"error": str(exc)})
-            self._ledger.add(Totals(selected=1, dropped={UNENCODABLE: 1}))
-            return False
+            return self._drop(UNENCODABLE)
+        except AgentError as exc:
+            log.warning("capture cannot be redacted", extra={"error": str(exc)})
+            return self._drop(PRIVACY)
         height, width = pixels.shape[:2]
         image = ImageRef(
             sha256=hashlib.sha256(jpeg).hexdigest(), size_bytes=len(jpeg), width=int(width), height=int(height)
@@ -115,10 +161,19 @@ class Keeper:
         queued = self._unsettled.get(prediction_id)
         return queued is None or queued.settled.wait(timeout_s)
 
+    @property
+    def queued(self) -> int:
+        """Frames on their way to the disk."""
+        return len(self._unsettled)
+
     def find(self, prediction_id: str) -> HeldFrame | None:
         """Return a frame that is on its way to the disk."""
         queued = self._unsettled.get(prediction_id)
         return queued.frame if queued else None
+
+    def _drop(self, reason: str) -> bool:
+        self._ledger.add(Totals(selected=1, dropped={reason: 1}))
+        return False
 
     def _settle(self, prediction_id: str) -> None:
         self._unsettled.pop(prediction_id).settled.set()
@@ -128,6 +183,7 @@ class Keeper:
         while not (stop.is_set() and self._queue.empty()):
             try:
                 self.turn()
+                self._report.persist_noted()
             except Exception as exc:
                 log.exception("keeper turn failed")
                 self._report.count_error(type(exc).__name__)
@@ -150,4 +206,5 @@ def draft_capture(
         arms=list(decision.outcomes),
         inclusion_probability=decision.inclusion_probability,
         reasons=list(decision.reasons),
+        reused_from=prediction.reused_from,
     )

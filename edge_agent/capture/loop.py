@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import reduce
 from typing import Final
+
+import numpy as np
 
 from curate.answers.base import Answer, AnswerReader, BadOutputError
 from curate.contracts.assignment import CapturePolicySpec
-from curate.contracts.telemetry import UpdateEvent
+from curate.contracts.device_settings import SceneGateSpec
+from curate.contracts.telemetry import SceneGateState, UpdateEvent
 from curate.errors import SelfCheckError
 from edge_agent.cameras.base import Camera, Frame, Skipped, SkipReason
 from edge_agent.capture.frame_ring import FrameRing, HeldFrame, LivePrediction, PredictionLog
 from edge_agent.capture.keeper import Keeper
-from edge_agent.capture.policy import CapturePolicy, verify_policy
-from edge_agent.ledger import Ledger, Totals
+from edge_agent.capture.policy import CaptureDecision, CapturePolicy, verify_policy
+from edge_agent.capture.scene_gate import GateCounts, GateLook, SceneGate
+from edge_agent.latency import LatencyHistogram
+from edge_agent.ledger import Ledger
 from edge_agent.models.inference import LiveModel, LoadedModel
 from edge_agent.models.swap_meter import Swap, SwapMeter
 from edge_agent.report import DeviceReport
@@ -27,46 +34,78 @@ log = logging.getLogger(__name__)
 
 MAX_GAP_FRAMES: Final = 5
 """After a longer gap a reader starts anew: what moved or went in between cannot be told."""
+GATE_OFF: Final = SceneGateSpec(enabled=False)
+
+
+class TellOnce:
+    """Lets one of several cameras tell what concerns them all. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: dict[str, object] = {}
+
+    def first(self, topic: str, subject: object) -> bool:
+        """Say whether this subject differs from the one told last of the topic, and take it for told."""
+        with self._lock:
+            if self._told.get(topic) == subject:
+                return False
+            self._told[topic] = subject
+            return True
+
+
+@dataclass(frozen=True)
+class CaptureParts:
+    """What all cameras of one device share. Every part is thread-safe."""
+
+    live: LiveModel
+    keeper: Keeper
+    ring: FrameRing
+    predictions: PredictionLog
+    ledger: Ledger
+    report: DeviceReport
+    boot_id: str
+    gate_spec: Callable[[], SceneGateSpec] = lambda: GATE_OFF
+    """Asked at every frame, so that a change needs no restart."""
+    monotonic: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    """Number the predictions of all cameras; taking the next one is atomic."""
+    once: TellOnce = field(default_factory=TellOnce)
+    latencies: LatencyHistogram = field(default_factory=LatencyHistogram)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The last frame that the model has seen."""
+
+    answer: Answer
+    prediction_id: str
 
 
 class CaptureLoop:
-    """One camera's stream. `turn` belongs to one thread; `replace_policy` may be called from any."""
+    """One camera's stream. `turn` belongs to one thread; `replace_policy` and the properties to any."""
 
     def __init__(
         self,
-        *,
         camera: Camera,
-        live: LiveModel,
+        parts: CaptureParts,
+        *,
         policy: CapturePolicy,
-        keeper: Keeper,
-        ring: FrameRing,
-        predictions: PredictionLog,
-        ledger: Ledger,
-        report: DeviceReport,
-        boot_id: str,
+        rng: np.random.Generator,
         poll_interval_s: float,
-        monotonic: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """Join a camera and what is its own, `policy` and the scene gate's coins from `rng`, to the shared parts."""
         self._camera = camera
-        self._live = live
+        self._parts = parts
         self._policy = policy
-        self._keeper = keeper
-        self._ring = ring
-        self._predictions = predictions
-        self._ledger = ledger
-        self._report = report
-        self._boot_id = boot_id
         self._poll_interval_s = poll_interval_s
-        self._monotonic = monotonic
-        self._wall_clock = wall_clock
         self._meter = SwapMeter()
+        self._gate = SceneGate(rng)
         self._next_policy = policy.spec
-        self._count = 0
         self._reader: AnswerReader | None = None
         self._read_model: LoadedModel | None = None
         self._last_index = 0
-        self._replaced_score: tuple[str, str] | None = None
+        self._last: _Answered | None = None
 
     def replace_policy(self, spec: CapturePolicySpec) -> None:
         """Follow another capture policy from the next frame on.
@@ -82,6 +121,11 @@ class CaptureLoop:
         """The policy followed from the next frame on."""
         return self._next_policy
 
+    @property
+    def gate_counts(self) -> GateCounts:
+        """What the scene gate did so far."""
+        return self._gate.counts
+
     def turn(self) -> bool:
         """Handle one event of the camera; False when there was none."""
         event = self._camera.poll()
@@ -90,19 +134,11 @@ class CaptureLoop:
         if isinstance(event, Skipped):
             self._skip(event.reason, event.count)
             return True
-        model = self._live.current()
+        model = self._parts.live.current()
         if model is None:
             self._skip(SkipReason.NO_MODEL)
-            return True
-        try:
-            answer = self._read(event, model)
-        except (SelfCheckError, BadOutputError) as exc:
-            self._skip(SkipReason.BAD_OUTPUT)
-            self._report.count_error(type(exc).__name__)
-            return True
-        self._ledger.frame_inferred(len(event.encoded))
-        self._note_answer(model)
-        self._remember(event, model, answer)
+        else:
+            self._see(event, model)
         return True
 
     def run(self, stop: threading.Event) -> None:
@@ -112,14 +148,65 @@ class CaptureLoop:
                 busy = self.turn()
             except Exception as exc:
                 log.exception("capture turn failed")
-                self._report.count_error(type(exc).__name__)
+                self._parts.report.count_error(type(exc).__name__)
                 busy = False
             if not busy:
-                stop.wait(self._poll_interval_s)
+                stop.wait(max(self._poll_interval_s, self._camera.idle_s))
 
     def _skip(self, reason: SkipReason, count: int = 1) -> None:
-        self._ledger.add(Totals(frames_skipped={reason.value: count}))
+        self._parts.ledger.frame_skipped(reason.value, count)
         self._meter.note_skipped(count)
+
+    def _see(self, frame: Frame, model: LoadedModel) -> None:
+        """Answer the frame, or let the last answer stand for it.
+
+        The random arm draws from every frame, before the gate looks: what it draws is answered afresh, so its captures
+        stay a fair sample of all that the camera saw, each with the arm's own probability. The arms with a
+        budget see only what the model has seen, and their budgets are shares of that. What they keep of an unchanged
+        frame that was forced through they would have kept once in `force_every` such frames, and their outcomes say so.
+        """
+        if self._next_policy is not self._policy.spec:
+            self._policy.replace_spec(self._next_policy)
+        drawn = self._policy.draw()
+        look = self._look(frame, model)
+        if look is not None and look.skips and not drawn and self._last is not None:
+            self._reuse(frame, model, look, self._last)
+            return
+        try:
+            answer = self._read(frame, model)
+        except (SelfCheckError, BadOutputError) as exc:
+            self._gate.forget()
+            self._last = None
+            self._skip(SkipReason.BAD_OUTPUT)
+            self._parts.report.count_error(type(exc).__name__)
+            return
+        self._parts.ledger.frame_inferred(len(frame.encoded))
+        self._note_answer(model)
+        decision = self._decide(model, answer, look, drawn=drawn)
+        prediction = self._predict(frame, model, answer, decision, look=look)
+        if look is not None:
+            self._gate.note_answer(look, None if self._last is None else answer.agrees_with(self._last.answer))
+        self._last = _Answered(answer, prediction.prediction_id)
+        self._remember(prediction, frame)
+
+    def _look(self, frame: Frame, model: LoadedModel) -> GateLook | None:
+        """Let the gate look, when there is one; another model's answer stands for nothing."""
+        spec = self._parts.gate_spec()
+        if not spec.enabled or model is not self._read_model:
+            self._gate.forget()
+            self._last = None
+        return self._gate.look(frame.image, frame.monotonic_s, spec) if spec.enabled else None
+
+    def _reuse(self, frame: Frame, model: LoadedModel, look: GateLook, last: _Answered) -> None:
+        """Let the last answer stand. For the reader no frame is missing: nothing has moved."""
+        self._last_index = frame.index
+        self._gate.note_skipped()
+        self._parts.ledger.frame_skipped(SkipReason.UNCHANGED.value)
+        self._note_answer(model)
+        decision = self._policy.decide_unchanged()
+        self._remember(
+            self._predict(frame, model, last.answer, decision, look=look, reused_from=last.prediction_id), frame
+        )
 
     def _read(self, frame: Frame, model: LoadedModel) -> Answer:
         """Answer the frame. A reader belongs to one model and one stretch of the stream."""
@@ -128,24 +215,42 @@ class CaptureLoop:
         if self._reader is None or model is not self._read_model or not 0 < gap <= MAX_GAP_FRAMES:
             self._reader, self._read_model = model.kind.reader(model.spec), model
         height, width = frame.image.shape[:2]
-        return self._reader.read(model.infer(frame.image).outputs, int(height), int(width))
+        started_s = time.perf_counter()
+        outputs = model.infer(frame.image).outputs
+        self._parts.latencies.observe(time.perf_counter() - started_s)
+        return self._reader.read(outputs, int(height), int(width))
 
     def _note_answer(self, model: LoadedModel) -> None:
-        swap = self._meter.note_answer(model.release_id, self._monotonic())
-        if swap is not None:
-            self._policy.forget_scores()
-            self._report.record_update(_swap_event(swap, self._wall_clock()))
+        swap = self._meter.note_answer(model.release_id, self._parts.monotonic())
+        if swap is None:
+            return
+        self._policy.forget_scores()
+        if self._parts.once.first("swap", model.release_id):
+            self._parts.report.note_update(_swap_event(swap, self._parts.wall_clock()))
             log.info("model swapped", extra={"release_id": model.release_id, "swap_gap_ms": round(swap.gap_ms, 3)})
 
-    def _remember(self, frame: Frame, model: LoadedModel, answer: Answer) -> None:
-        """Let the arms decide, then keep the frame or hold it, and tell the pollers last."""
-        if self._next_policy is not self._policy.spec:
-            self._policy.replace_spec(self._next_policy)
-        decision = self._policy.decide(answer.scores, self._choose_score(answer, model))
-        self._count += 1
-        prediction = LivePrediction(
-            cursor=self._count,
-            prediction_id=f"{self._boot_id}-{self._count}",
+    def _decide(self, model: LoadedModel, answer: Answer, look: GateLook | None, *, drawn: bool) -> CaptureDecision:
+        return self._policy.decide(
+            answer.scores,
+            self._choose_score(answer, model),
+            embedding=answer.embedding,
+            space=model.release_id,
+            drawn=drawn,
+            reach=1.0 if look is None else look.reach,
+        )
+
+    def _predict(
+        self,
+        frame: Frame,
+        model: LoadedModel,
+        answer: Answer,
+        decision: CaptureDecision,
+        *,
+        look: GateLook | None,
+        reused_from: str | None = None,
+    ) -> LivePrediction:
+        return LivePrediction(
+            prediction_id=f"{self._parts.boot_id}-{next(self._parts.numbers)}",
             camera_id=frame.camera_id,
             frame_index=frame.index,
             captured_at=frame.captured_at,
@@ -154,13 +259,19 @@ class CaptureLoop:
             spec=model.spec,
             answer=answer,
             decision=decision,
+            look=look,
+            reused_from=reused_from,
         )
-        held = HeldFrame(prediction, frame.encoded)
-        if not decision.kept:
-            self._ring.put(held)
-        elif not self._keeper.offer(held, decision):
-            log.warning("capture dropped: the disk does not keep up")
-        self._predictions.append(replace(prediction, answer=answer.without_embeddings()))
+
+    def _remember(self, prediction: LivePrediction, frame: Frame) -> None:
+        """Keep the frame or hold it, and tell the pollers last."""
+        parts = self._parts
+        held = HeldFrame(prediction, frame.encoded, parts.keeper.may_keep(frame.captured_at))
+        if not prediction.decision.kept:
+            parts.ring.put(held)
+        elif parts.keeper.offer(held, prediction.decision):
+            self._policy.remember(prediction.answer.embedding, prediction.release_id)
+        parts.predictions.append(prediction)
 
     def _choose_score(self, answer: Answer, model: LoadedModel) -> str:
         """Return the score the policy asks for, or the kind's own when its answers have none of that name."""
@@ -168,12 +279,17 @@ class CaptureLoop:
         if wanted in answer.scores:
             return wanted
         default = model.kind.default_score
-        if (told := (wanted, model.release_id)) != self._replaced_score:
-            self._replaced_score = told
+        if self._parts.once.first("score", (wanted, model.release_id)):
             detail = f"answers of release {model.release_id} have no {wanted}; {default} decides instead"
             log.warning("the policy's uncertainty score is replaced", extra={"detail": detail})
-            self._report.record_update(_replaced_event(model.release_id, detail, self._wall_clock()))
+            self._parts.report.note_update(_replaced_event(model.release_id, detail, self._parts.wall_clock()))
         return default
+
+
+def total_gate(counts: Iterable[GateCounts]) -> SceneGateState:
+    """Return what the gates of several cameras did, as it is reported."""
+    total = reduce(GateCounts.plus, counts, GateCounts())
+    return SceneGateState(frames=total.frames, skipped=total.skipped, checked=total.checked, wrong=total.wrong)
 
 
 def _replaced_event(release_id: str, detail: str, now: datetime) -> UpdateEvent:

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, Protocol
 
 import numpy as np
 
+from curate.answers.base import Floats
 from curate.answers.registry import SCORE_NAMES
 from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.capture import Arm, ArmOutcome
 from curate.errors import AgentError
+from edge_agent.capture.budget_arm import ArmTrace, BudgetArm
 
-WINDOW_FRAMES: Final = 512
-"""How many recent scores the threshold is a quantile of."""
-WARMUP_FRAMES: Final = 16
-"""Scores needed before a quantile means anything."""
-HORIZON_FRAMES: Final = 256
-"""A surplus or deficit against the budget is worked off over about this many frames."""
+TEMPORAL_SCORES: Final = ("flicker", "lost_track")
+"""Scores of kinds that know time; the temporal arm takes the largest of those an answer has."""
+DISTANCE: Final = "distance"
+"""What the novel arm calls its score: how far the frame's embedding lies from everything that was kept."""
 
 _NOT_DISMISSED: Final = ArmOutcome(arm=Arm.DISMISSED, probability=0.0, kept=False)
-_NOT_UNCERTAIN: Final = ArmOutcome(arm=Arm.UNCERTAIN, probability=0.0, kept=False)
-_UNCERTAIN: Final = ArmOutcome(arm=Arm.UNCERTAIN, probability=1.0, kept=True)
 _DISMISSED: Final = ArmOutcome(arm=Arm.DISMISSED, probability=1.0, kept=True)
 
 
 class PolicyRefusedError(AgentError):
     """A capture policy from the cloud cannot be followed on this device."""
+
+
+class Novelty(Protocol):
+    """What was kept before, as the novel arm sees it. Embeddings [D] of one space only compare with their own."""
+
+    def distance(self, embedding: Floats, space: str) -> float | None:
+        """Return how far the embedding lies from everything kept, in [0, 1]; None when it cannot be said."""
+
+    def remember(self, embedding: Floats, space: str) -> None:
+        """Take note that a frame with this embedding was kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +46,27 @@ class CaptureDecision:
 
     outcomes: tuple[ArmOutcome, ...]
     inclusion_probability: float
-    reasons: tuple[str, ...]
-
-    @property
-    def kept(self) -> bool:
-        """Whether at least one arm keeps the frame."""
-        return any(outcome.kept for outcome in self.outcomes)
+    kept: bool
+    """Whether at least one arm keeps the frame."""
+    traces: tuple[ArmTrace, ...] = ()
+    """What the arms with a budget looked at; nothing of those that were not asked."""
+    notes: tuple[str, ...] = ()
+    """What people and the scene gate have to add, in words."""
 
     @property
     def arms(self) -> tuple[str, ...]:
         """Names of the arms that keep the frame."""
         return tuple(outcome.arm.value for outcome in self.outcomes if outcome.kept)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it was kept, in words; made when asked for."""
+        drawn = (o.probability for o in self.outcomes if o.arm is Arm.RANDOM and o.kept)
+        return (
+            *(f"random: drawn with probability {probability:g}" for probability in drawn),
+            *(trace.reason() for trace in self.traces if trace.kept),
+            *self.notes,
+        )
 
 
 def inclusion_probability(outcomes: Iterable[ArmOutcome]) -> float:
@@ -61,7 +78,8 @@ def decide_dismissed(decision: CaptureDecision, reason: str) -> CaptureDecision:
     """Return the decision after a person dismissed the prediction: that arm keeps for certain, the others as drawn."""
     others = tuple(outcome for outcome in decision.outcomes if outcome.arm is not Arm.DISMISSED)
     outcomes = (*others, _DISMISSED)
-    return CaptureDecision(outcomes, inclusion_probability(outcomes), (*decision.reasons, reason))
+    notes = (*decision.notes, reason)
+    return CaptureDecision(outcomes, inclusion_probability(outcomes), True, decision.traces, notes)
 
 
 def verify_policy(spec: CapturePolicySpec) -> None:
@@ -77,62 +95,14 @@ def verify_policy(spec: CapturePolicySpec) -> None:
         )
 
 
-class UncertainArm:
-    """Keeps the least sure frames, as many as the budget allows.
-
-    The threshold is a moving quantile of recent scores, shifted by what the budget still owes or has overdrawn:
-    the balanced incremental quantile filter (Kottke, Krempl, Spiliopoulou: Probabilistic Active Learning in
-    Datastreams, IDA 2015), with the correction applied to the quantile's level instead of its value, so
-    that it does not depend on the scores' scale.
-    """
-
-    def __init__(self, budget_fraction: float, cooldown_frames: int) -> None:
-        self.budget_fraction = budget_fraction
-        self.cooldown_frames = cooldown_frames
-        self._recent: deque[float] = deque()
-        self._sorted: list[float] = []
-        self._credit = 0.0
-        self._resting = 0
-
-    def forget_scores(self) -> None:
-        """Drop the window: another model's scores say nothing about this one's. What the budget owes stays."""
-        self._recent.clear()
-        self._sorted.clear()
-
-    def decide(self, score: float) -> bool:
-        """Decide one frame, in stream order."""
-        self._credit = min(self._credit + self.budget_fraction, self.budget_fraction * HORIZON_FRAMES)
-        kept = self._wants(score)
-        if kept:
-            self._credit -= 1.0
-            self._resting = self.cooldown_frames
-        elif self._resting:
-            self._resting -= 1
-        self._remember(score)
-        return kept
-
-    def _wants(self, score: float) -> bool:
-        rate = self.budget_fraction + self._credit / HORIZON_FRAMES
-        if self._resting or rate <= 0.0 or len(self._sorted) < WARMUP_FRAMES:
-            return False
-        rank = math.floor((1.0 - min(rate, 1.0)) * len(self._sorted))
-        threshold = self._sorted[min(rank, len(self._sorted) - 1)]
-        # Equal scores would all pass or all fail a threshold; the credit says how many of them may.
-        return score > threshold or (score == threshold and self._credit >= 1.0)
-
-    def _remember(self, score: float) -> None:
-        self._recent.append(score)
-        insort(self._sorted, score)
-        if len(self._recent) > WINDOW_FRAMES:
-            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
-
-
 class CapturePolicy:
-    """All arms over one stream of frames. Not thread-safe: one capture loop owns it."""
+    """All arms over one camera's frames. Not thread-safe: one capture loop owns it."""
 
-    def __init__(self, spec: CapturePolicySpec, rng: np.random.Generator) -> None:
+    def __init__(self, spec: CapturePolicySpec, rng: np.random.Generator, novelty: Novelty | None = None) -> None:
+        """Begin without scores. Without `novelty` the novel arm has nothing to compare with and keeps nothing."""
         verify_policy(spec)
         self._rng = rng
+        self._novelty = novelty
         self._adopt(spec)
 
     @property
@@ -151,32 +121,89 @@ class CapturePolicy:
 
     def forget_scores(self) -> None:
         """Tell the arms that another model answers from now on."""
-        self._uncertain.forget_scores()
+        for arm in (self._uncertain, self._temporal, self._novel):
+            if arm is not None:
+                arm.forget_scores()
 
-    def decide(self, scores: Mapping[str, float], score_name: str | None = None) -> CaptureDecision:
-        """Decide one frame, in stream order, from its scores; `score_name` stands in for the policy's own."""
-        spec = self._spec
-        name = score_name or spec.uncertainty_score
-        score = scores[name]
-        random_kept = bool(self._rng.random() < spec.random_probability)
-        uncertain_kept = self._uncertain.decide(score)
-        reasons: list[str] = []
-        if random_kept:
-            reasons.append(f"random: drawn with probability {spec.random_probability:g}")
-        if uncertain_kept:
-            reasons.append(
-                f"uncertain: {name} {score:.3f} is among the top of recent frames "
-                f"(budget {spec.uncertain_budget_fraction:.1%})"
-            )
-        outcomes = (
-            self._drawn if random_kept else self._not_drawn,
-            _UNCERTAIN if uncertain_kept else _NOT_UNCERTAIN,
-            _NOT_DISMISSED,
-        )
-        return CaptureDecision(outcomes, 1.0 if uncertain_kept else spec.random_probability, tuple(reasons))
+    def draw(self) -> bool:
+        """Toss the random arm's coin for one frame, before anything about the frame is known."""
+        return bool(self._rng.random() < self._spec.random_probability)
+
+    def decide(
+        self,
+        scores: Mapping[str, float],
+        score_name: str | None = None,
+        *,
+        embedding: Floats | None = None,
+        space: str = "",
+        drawn: bool | None = None,
+        reach: float = 1.0,
+    ) -> CaptureDecision:
+        """Decide one frame, in stream order.
+
+        Args:
+            scores: the answer's scores.
+            score_name: stands in for the policy's own uncertainty score.
+            embedding: [D], for the novel arm.
+            space: whose embedding it is, a release's.
+            drawn: the random arm's coin when `draw` was called for this frame already.
+            reach: the probability with which the arms with a budget see a frame like this one. The scene gate lets
+                few unchanged frames through; an arm that keeps one of them would have kept it this likely. At 0
+                they are not asked: the frame was answered for the random arm alone.
+        """
+        random_kept = self.draw() if drawn is None else drawn
+        random = self._drawn if random_kept else self._not_drawn
+        if reach <= 0.0:
+            return self._decide_random(random)
+        traces = self._ask(scores, score_name or self._spec.uncertainty_score, embedding, space)
+        kept_by = [trace.kept for trace in traces]
+        outcomes = (random, *(_outcome(trace.arm, trace.kept, reach) for trace in traces), _NOT_DISMISSED)
+        if not any(kept_by):
+            return CaptureDecision(outcomes, random.probability, random_kept, traces)
+        return CaptureDecision(outcomes, inclusion_probability(outcomes), True, traces)
+
+    def decide_unchanged(self) -> CaptureDecision:
+        """Return the decision on a frame that the scene gate skips: not drawn, and nobody else was asked."""
+        return self._unchanged
+
+    def remember(self, embedding: Floats, space: str) -> None:
+        """Take note that a frame is on its way to the spool, whichever arm wanted it."""
+        if self._novelty is not None and self._novel is not None:
+            self._novelty.remember(embedding, space)
+
+    def _ask(
+        self, scores: Mapping[str, float], name: str, embedding: Floats | None, space: str
+    ) -> tuple[ArmTrace, ...]:
+        """Ask every arm that has a budget; those without one cost nothing."""
+        traces = [self._uncertain.decide(scores[name], name)]
+        if self._temporal is not None:
+            score, which = max((scores.get(name, 0.0), name) for name in TEMPORAL_SCORES)
+            traces.append(self._temporal.decide(score, which))
+        if self._novel is not None and self._novelty is not None and embedding is not None:
+            distance = self._novelty.distance(embedding, space)
+            if distance is not None:
+                traces.append(self._novel.decide(distance, DISTANCE))
+        return tuple(traces)
 
     def _adopt(self, spec: CapturePolicySpec) -> None:
         self._spec = spec
-        self._uncertain = UncertainArm(spec.uncertain_budget_fraction, spec.cooldown_frames)
+        rest = spec.cooldown_frames
+        self._uncertain = BudgetArm(Arm.UNCERTAIN, spec.uncertain_budget_fraction, rest)
+        self._temporal = _optional_arm(Arm.TEMPORAL, spec.temporal_budget_fraction, rest)
+        self._novel = _optional_arm(Arm.NOVEL, spec.novel_budget_fraction, rest)
         self._drawn = ArmOutcome(arm=Arm.RANDOM, probability=spec.random_probability, kept=True)
         self._not_drawn = ArmOutcome(arm=Arm.RANDOM, probability=spec.random_probability, kept=False)
+        self._unchanged = self._decide_random(self._not_drawn)
+
+    def _decide_random(self, random: ArmOutcome) -> CaptureDecision:
+        return CaptureDecision((random, _NOT_DISMISSED), random.probability, random.kept)
+
+
+def _optional_arm(arm: Arm, budget_fraction: float, cooldown_frames: int) -> BudgetArm | None:
+    """Return the arm, or None without a budget. A score of 0 says that nothing is new, or that nothing wavers."""
+    return BudgetArm(arm, budget_fraction, cooldown_frames, floor=0.0) if budget_fraction > 0.0 else None
+
+
+@lru_cache(maxsize=64)
+def _outcome(arm: Arm, kept: bool, reach: float) -> ArmOutcome:
+    return ArmOutcome(arm=arm, probability=reach if kept else 0.0, kept=kept)

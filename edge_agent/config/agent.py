@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from curate.contracts.device_settings import BandwidthSpec, PrivacySpec, RetentionSpec, SceneGateSpec
+from curate.contracts.device_settings import BandwidthSpec, RetentionSpec, SceneGateSpec
 from curate.errors import ConfigError
 from edge_agent.config.base import MIB, AnchoredPath, Section, ShortName
 from edge_agent.config.cameras import CameraConfig
+from edge_agent.config.interfaces import ApiConfig, GrpcConfig, MqttConfig
 from edge_agent.config.sections import (
-    ApiConfig,
     BucketConfig,
     CaptureConfig,
+    FeedbackConfig,
     InferenceConfig,
     LogConfig,
+    ModelsConfig,
+    PrivacyConfig,
     RingConfig,
     SpoolConfig,
     SyncConfig,
@@ -25,7 +29,8 @@ from edge_agent.config.sections import (
 )
 from edge_agent.settings import EffectiveSettings
 
-_MAX_CONFIG_BYTES = MIB
+_MAX_CONFIG_BYTES: Final = MIB
+MAX_CAMERAS: Final = 16
 
 
 class AgentConfig(Section):
@@ -33,25 +38,47 @@ class AgentConfig(Section):
 
     device_id: ShortName
     state_dir: AnchoredPath
-    camera: CameraConfig
+    camera: CameraConfig | None = None
+    cameras: tuple[CameraConfig, ...] = Field(default=(), max_length=MAX_CAMERAS)
     bucket: BucketConfig
     trust: TrustConfig
     api: ApiConfig = Field(default_factory=ApiConfig)
+    grpc: GrpcConfig = Field(default_factory=GrpcConfig)
+    mqtt: MqttConfig = Field(default_factory=MqttConfig)
     spool: SpoolConfig = Field(default_factory=SpoolConfig)
     sync: SyncConfig = Field(default_factory=SyncConfig)
     update: UpdateConfig = Field(default_factory=UpdateConfig)
     capture: CaptureConfig = Field(default_factory=CaptureConfig)
+    feedback: FeedbackConfig = Field(default_factory=FeedbackConfig)
     ring: RingConfig = Field(default_factory=RingConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
+    models: ModelsConfig = Field(default_factory=ModelsConfig)
     scene_gate: SceneGateSpec = Field(default_factory=SceneGateSpec)
-    privacy: PrivacySpec = Field(default_factory=PrivacySpec)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     bandwidth: BandwidthSpec = Field(default_factory=BandwidthSpec)
     retention: RetentionSpec = Field(default_factory=RetentionSpec)
     log: LogConfig = Field(default_factory=LogConfig)
 
+    @model_validator(mode="after")
+    def _has_cameras(self) -> Self:
+        if (self.camera is None) is (not self.cameras):
+            raise ValueError("give either `camera`, or `cameras` as a list")
+        names = [camera.camera_id for camera in self.all_cameras]
+        if len(set(names)) < len(names):
+            raise ValueError("every camera needs a camera_id of its own")
+        meant = {region.camera_id for region in self.privacy.regions if region.camera_id is not None}
+        if unknown := meant.difference(names):
+            raise ValueError(f"privacy.regions name cameras that do not exist: {', '.join(sorted(unknown))}")
+        return self
+
+    @property
+    def all_cameras(self) -> tuple[CameraConfig, ...]:
+        """The cameras of this device, at least one."""
+        return self.cameras if self.camera is None else (self.camera,)
+
     def effective_settings(self) -> EffectiveSettings:
         """Return what the device follows before any assignment."""
-        return EffectiveSettings(self.scene_gate, self.privacy, self.bandwidth, self.retention)
+        return EffectiveSettings(self.scene_gate, (self.privacy,), self.bandwidth, self.retention)
 
 
 def load_config(path: Path) -> AgentConfig:
@@ -86,5 +113,6 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 def _place(parts: tuple[int | str, ...]) -> str:
     """Return where in the file a setting stands; the camera's kind, which pydantic puts in, is no part of that."""
-    shown = parts[:1] + parts[2:] if parts[:1] == ("camera",) else parts
-    return ".".join(str(part) for part in shown)
+    kind_at = {"camera": 1, "cameras": 2}.get(str(parts[0])) if parts else None
+    shown = [str(part) for at, part in enumerate(parts) if at != kind_at]
+    return ".".join(shown) or "the file"

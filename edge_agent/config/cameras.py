@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from curate.errors import ConfigError
 from edge_agent.config.base import MIB, AnchoredPath, Section, ShortName, anchor
@@ -83,12 +83,46 @@ class VideoCameraConfig(Section):
         return re.sub(r"://[^/]*@", "://", self.source)
 
 
+class UsbCameraConfig(Section):
+    """Frames from a USB camera by Video4Linux."""
+
+    camera_id: ShortName
+    kind: Literal["usb"]
+    device: Annotated[int, Field(ge=0, le=255)] | Annotated[str, Field(pattern=r"^/dev/")]
+    """An index, or better a path below /dev/v4l/by-id, which stays the same when cameras are plugged in anew."""
+    width: int | None = Field(default=None, ge=16, le=16384)
+    height: int | None = Field(default=None, ge=16, le=16384)
+    fps: float | None = Field(default=None, gt=0.0, le=240.0)
+    poll_interval_s: float = Field(default=0.02, ge=0.001, le=10.0)
+    max_queued_frames: int = Field(default=4, ge=1, le=1000)
+    max_reconnect_s: float = Field(default=30.0, gt=0.0)
+    max_image_pixels: int = Field(default=25_000_000, ge=1)
+    jpeg_quality: int = Field(default=90, ge=50, le=100)
+
+    @model_validator(mode="after")
+    def _has_a_whole_size(self) -> Self:
+        if (self.width is None) is not (self.height is None):
+            raise ValueError("`width` and `height` go together")
+        return self
+
+    @property
+    def public_source(self) -> str:
+        """The device, for logs and messages."""
+        return f"/dev/video{self.device}" if isinstance(self.device, int) else self.device
+
+
+LiveCameraConfig: TypeAlias = VideoCameraConfig | UsbCameraConfig
+"""Cameras that go on whether anybody reads them or not."""
+
+
 def _camera_kind(value: Any) -> str:
     """Return the kind of a camera section; one without `kind` is a folder."""
     return str(value.get("kind", "folder") if isinstance(value, dict) else getattr(value, "kind", "folder"))
 
 
 CameraConfig: TypeAlias = Annotated[
-    Annotated[FolderCameraConfig, Tag("folder")] | Annotated[VideoCameraConfig, Tag("video")],
+    Annotated[FolderCameraConfig, Tag("folder")]
+    | Annotated[VideoCameraConfig, Tag("video")]
+    | Annotated[UsbCameraConfig, Tag("usb")],
     Discriminator(_camera_kind),
 ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from curate.answers.registry import SCORE_NAMES
 from curate.contracts.assignment import CapturePolicySpec
+from curate.contracts.device_settings import PrivacySpec
+from curate.contracts.ids import Sha256
 from edge_agent.config.base import MIB, AnchoredPath, Section
+from edge_agent.models.providers import ProviderName
 
 
 class BucketConfig(Section):
@@ -39,27 +41,12 @@ class TrustConfig(Section):
     root_file: AnchoredPath
 
 
-class ApiConfig(Section):
-    """The HTTP API for programs on this device. It has no authentication, hence loopback only."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8600, ge=0, le=65535)
-    max_body_bytes: int = Field(default=16 * 1024, ge=256)
-    recent_predictions: int = Field(default=4096, ge=2000)
-
-    @field_validator("host")
-    @classmethod
-    def _is_loopback(cls, value: str) -> str:
-        if not ipaddress.IPv4Address(value).is_loopback:
-            raise ValueError("must be a loopback IPv4 address such as 127.0.0.1; put a proxy with a login before it")
-        return value
-
-
 class SpoolConfig(Section):
     """Bounds of the durable queue, and when a batch is closed."""
 
     max_bytes: int = Field(default=512 * MIB, ge=MIB)
     min_free_bytes: int = Field(default=32 * MIB, ge=0)
+    reserve_bytes: int = Field(default=4 * MIB, ge=0)
     max_feedback: int = Field(default=10_000, ge=1)
     batch_max_captures: int = Field(default=32, ge=1)
     batch_max_age_s: float = Field(default=10.0, ge=0.0)
@@ -75,9 +62,23 @@ class SyncConfig(Section):
 
 
 class UpdateConfig(Section):
-    """How often the agent asks which model it should run."""
+    """How often the agent asks which model it should run, and what a new one must live through."""
 
     interval_s: float = Field(default=30.0, gt=0.0)
+    max_latency_s: float = Field(default=5.0, gt=0.0)
+    max_memory_bytes: int = Field(default=512 * MIB, ge=MIB)
+    smoke_timeout_s: float = Field(default=120.0, gt=0.0)
+    trial_s: float = Field(default=60.0, ge=0.0)
+    trial_frames: int = Field(default=200, ge=0)
+    max_slowdown: float | None = Field(default=4.0, gt=1.0)
+    hang_s: float = Field(default=30.0, gt=0.0)
+
+
+class ModelsConfig(Section):
+    """The model the device was made with."""
+
+    factory_dir: AnchoredPath | None = None
+    factory_manifest_sha256: Sha256 | None = None
 
 
 def _has_known_score(policy: CapturePolicySpec) -> CapturePolicySpec:
@@ -94,6 +95,17 @@ class CaptureConfig(Section):
     max_queued: int = Field(default=64, ge=1)
 
 
+class FeedbackConfig(Section):
+    """How many verdicts people may give. A flood is refused or quarantined, never obeyed."""
+
+    user_per_minute: float = Field(default=60.0, gt=0.0)
+    user_burst: int = Field(default=60, ge=1)
+    device_per_minute: float = Field(default=300.0, gt=0.0)
+    device_burst: int = Field(default=300, ge=1)
+    hold_after_s: float = Field(default=300.0, gt=0.0)
+    max_quarantined: int = Field(default=500, ge=0)
+
+
 class RingConfig(Section):
     """Memory that holds recent frames, so that a dismissal minutes later still finds its frame."""
 
@@ -103,8 +115,15 @@ class RingConfig(Section):
 class InferenceConfig(Section):
     """How the model runs."""
 
-    threads: int = Field(default=1, ge=1, le=64)
+    threads: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    providers: tuple[ProviderName, ...] = ("cpu",)
     variant: Literal["int8", "float"] = "int8"
+
+
+class PrivacyConfig(PrivacySpec):
+    """What may be kept at all. Only the device's own file names code: an assignment never does."""
+
+    redactor: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
 
 
 class LogConfig(Section):

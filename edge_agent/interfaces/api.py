@@ -1,206 +1,191 @@
-"""The HTTP API for programs on this device: what the model says, and what people answer. Only home of Starlette."""
+"""The HTTP API as a whole: its parts behind one door, and every failure as a status with words.
+
+Starlette lives here and in the modules whose routes are put together here.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
-import re
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from curate.contracts.ids import SAFE_NAME
-from curate.errors import AgentError
-from edge_agent.capture.feedback_intake import FeedbackIntake, FeedbackRequest, UnknownBoxError
-from edge_agent.capture.frame_finder import FrameFinder
-from edge_agent.capture.frame_ring import LivePrediction, PredictionLog
+from curate.errors import Error
+from edge_agent.capture.feedback_intake import UnknownBoxError
+from edge_agent.capture.feedback_limits import FeedbackRefusedError
+from edge_agent.interfaces.agent_view import AgentView
+from edge_agent.interfaces.auth import TRUSTED, Doorkeeper
+from edge_agent.interfaces.device_rest import device_routes
+from edge_agent.interfaces.inference_rest import inference_routes
+from edge_agent.interfaces.inference_service import InferenceService
+from edge_agent.interfaces.metrics import CONTENT_TYPE, MetricsFacts, read_temperature_c, render_metrics
+from edge_agent.interfaces.page import load_page
+from edge_agent.interfaces.posted_work import PostedWork
+from edge_agent.interfaces.refusals import (
+    BusyError,
+    InferenceFailedError,
+    RefusedRequestError,
+    UnknownModelError,
+)
+from edge_agent.interfaces.tokens import TokenGuard
 
 log = logging.getLogger(__name__)
 
-DEFAULT_LIMIT: Final = 200
-MAX_LIMIT: Final = 2000
-_MAX_CURSOR: Final = 2**53
+_STATUS: Final[Mapping[type[Error], int]] = {
+    UnknownBoxError: 422,
+    UnknownModelError: 404,
+    RefusedRequestError: 400,
+    InferenceFailedError: 500,
+    BusyError: 503,
+    Error: 503,
+}
+"""The nearest of an error's classes decides; what is not the client's mistake may pass."""
+_RETRY_AFTER_S: Final[Mapping[type[Error], int]] = {BusyError: 1, Error: 10}
+_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    # A page from elsewhere shall not embed what the camera sees.
+    (b"cross-origin-resource-policy", b"same-site"),
+    (b"cache-control", b"no-store"),
+)
 
 
-def create_app(
-    *,
-    boot_id: str,
-    status: Callable[[], Mapping[str, Any]],
-    predictions: PredictionLog,
-    intake: FeedbackIntake,
-    frames: FrameFinder,
-    host: str,
-    max_body_bytes: int,
-) -> Starlette:
-    """Return the ASGI application. `status` gives what `GET /v1/status` answers, as JSON values."""
-    api = _Api(boot_id, status, predictions, intake, frames, max_body_bytes)
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """How the API is reached, and its bounds."""
+
+    host: str
+    max_body_bytes: int
+    max_posted_bytes: int
+    guard: TokenGuard | None = None
+    """None: only this machine can reach it, and everybody there may."""
+    secure: bool = False
+    """Whether it is served over TLS."""
+    extra_counters: Callable[[], Mapping[str, float]] = dict
+    """Of other interfaces, for `/metrics`."""
+
+
+def create_app(view: AgentView, service: InferenceService, work: PostedWork, options: ApiOptions) -> Starlette:
+    """Return the ASGI application."""
+    front = _Front(view, options.extra_counters)
     return Starlette(
         routes=[
-            Route("/healthz", api.health),
-            Route("/v1/status", api.status),
-            Route("/v1/predictions", api.list_predictions),
-            Route("/v1/predictions/{prediction_id}", api.get_prediction),
-            Route("/v1/predictions/{prediction_id}/image", api.get_image),
-            Route("/v1/predictions/{prediction_id}/feedback", api.post_feedback, methods=["POST"]),
+            Route("/", load_page().answer),
+            Route("/livez", front.live),
+            Route("/healthz", front.health),
+            Route("/metrics", front.metrics),
+            *device_routes(view, max_body_bytes=options.max_body_bytes),
+            *inference_routes(service, work, max_body_bytes=options.max_posted_bytes),
         ],
-        # A page in a browser on this machine can reach loopback under a name of its own (DNS rebinding).
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[host, "127.0.0.1", "localhost"])],
+        middleware=_middleware(options),
         exception_handlers={
-            HTTPException: _answer_error,
-            UnknownBoxError: _answer_unknown_box,
-            AgentError: _answer_unavailable,
+            HTTPException: _answer_http,
+            FeedbackRefusedError: _answer_flood,
+            Error: _answer_error,
+            Exception: _answer_unforeseen,
         },
     )
 
 
-def prediction_document(prediction: LivePrediction) -> dict[str, Any]:
-    """Return one prediction as the API tells it."""
-    return {
-        "cursor": prediction.cursor,
-        "prediction_id": prediction.prediction_id,
-        "camera_id": prediction.camera_id,
-        "frame_index": prediction.frame_index,
-        "captured_at": prediction.captured_at.isoformat(),
-        "release_id": prediction.release_id,
-        "kind": prediction.spec.kind,
-        "scores": dict(prediction.answer.scores),
-        "captured": prediction.decision.arms,
-    } | prediction.describe()
+def _middleware(options: ApiOptions) -> list[Middleware]:
+    names = [options.host, "127.0.0.1", "localhost"]
+    # A page in a browser on this machine can reach loopback under a name of its own (DNS rebinding). Where a token is
+    # asked for, that page has none, and people reach the device by names we do not know.
+    local = [Middleware(TrustedHostMiddleware, allowed_hosts=names)] if options.guard is None else []
+    door = Middleware(Doorkeeper, guard=options.guard, secure=options.secure)
+    return [Middleware(_SafeHeaders), *local, door]
 
 
-class _Api:
-    def __init__(
-        self,
-        boot_id: str,
-        status: Callable[[], Mapping[str, Any]],
-        predictions: PredictionLog,
-        intake: FeedbackIntake,
-        frames: FrameFinder,
-        max_body_bytes: int,
-    ) -> None:
-        self._boot_id = boot_id
-        self._status = status
-        self._predictions = predictions
-        self._intake = intake
-        self._frames = frames
-        self._max_body_bytes = max_body_bytes
+class _Front:
+    def __init__(self, view: AgentView, extra_counters: Callable[[], Mapping[str, float]]) -> None:
+        self._view = view
+        self._extra_counters = extra_counters
 
-    async def health(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes it
+    async def live(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes it
         return JSONResponse({"status": "ok"})
 
-    def status(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes it
-        return JSONResponse(dict(self._status()))
+    def health(self, request: Request) -> Response:
+        """Answer 503 with the reasons when the agent does not do its job."""
+        health = self._view.health()
+        reasons = {"reasons": list(health.reasons)} if request.scope.get(TRUSTED) else {}
+        return JSONResponse({"status": health.status} | reasons, status_code=200 if health.is_healthy else 503)
 
-    async def list_predictions(self, request: Request) -> Response:
-        """Answer what came after a cursor. Cursors start anew with each boot: `boot` says which one they belong to."""
-        after = _whole_number(request, "after", default=0, low=0, high=_MAX_CURSOR)
-        limit = _whole_number(request, "limit", default=DEFAULT_LIMIT, low=1, high=MAX_LIMIT)
-        newest = self._predictions.newest_cursor
-        if after > newest or request.query_params.get("boot", self._boot_id) != self._boot_id:
-            after = 0
-        found = self._predictions.after(after, limit)
-        return JSONResponse(
-            {
-                "boot_id": self._boot_id,
-                "newest_cursor": newest,
-                "missed": found[0].cursor - after - 1 if found else 0,
-                "next_cursor": found[-1].cursor if found else after,
-                "predictions": [prediction_document(prediction) for prediction in found],
-            }
+    def metrics(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes it
+        facts = MetricsFacts(
+            counters=self._view.counters(),
+            latencies=self._view.latencies(),
+            health=self._view.health(),
+            status=self._view.status(),
+            extra=self._extra_counters(),
+            temperature_c=read_temperature_c(),
         )
+        return Response(render_metrics(facts), media_type=CONTENT_TYPE)
 
-    async def get_prediction(self, request: Request) -> Response:
-        prediction = self._predictions.get(_prediction_id(request))
-        if prediction is None:
-            raise HTTPException(404, "this prediction is unknown, or older than what the agent remembers")
-        return JSONResponse(prediction_document(prediction))
 
-    def get_image(self, request: Request) -> Response:
-        """Answer the frame as it is held: what the person who taps should see."""
-        found = self._frames.find(_prediction_id(request))
-        if found is None:
-            raise HTTPException(404, "no frame is held for this prediction: it was not kept, or it has left the device")
-        # A page from elsewhere shall not embed what the camera sees.
-        headers = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-site"}
-        return Response(found.encoded, media_type=found.media_type, headers=headers)
+class _SafeHeaders:
+    """Adds to every answer what keeps browsers from being clever."""
 
-    async def post_feedback(self, request: Request) -> Response:
-        prediction_id = _prediction_id(request)
-        body = await self._read_body(request)
-        try:
-            parsed = FeedbackRequest.model_validate_json(body)
-        except ValidationError as exc:
-            raise HTTPException(422, _explain(exc)) from exc
-        feedback = await run_in_threadpool(self._intake.receive, prediction_id, parsed)
-        return JSONResponse(
-            {"feedback_id": feedback.feedback_id, "frame_available": feedback.frame_available}, status_code=202
-        )
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-    async def _read_body(self, request: Request) -> bytes:
-        # A cross-site page may send a form or plain text without asking first, JSON it may not.
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "send the verdict as application/json")
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body_bytes:
-                raise HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
-        return bytes(body)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *_HEADERS]}
+            await send(message)
+
+        await self._app(scope, receive, send_safely)
 
 
 _E = TypeVar("_E", bound=Exception)
+_V = TypeVar("_V")
 
 
-async def _answer_error(request: Request, exc: Exception) -> Response:  # noqa: ARG001 - Starlette passes it
+async def _answer_http(request: Request, exc: Exception) -> Response:  # noqa: ARG001 - Starlette passes it
     known = _narrow(exc, HTTPException)
     return JSONResponse({"error": known.detail}, status_code=known.status_code, headers=known.headers)
 
 
-async def _answer_unavailable(request: Request, exc: Exception) -> Response:  # noqa: ARG001 - Starlette passes it
-    known = _narrow(exc, AgentError)
-    log.warning("feedback was not stored", extra={"error": str(known)})
-    return JSONResponse({"error": str(known), "hint": known.hint}, status_code=503, headers={"Retry-After": "10"})
+async def _answer_flood(request: Request, exc: Exception) -> Response:  # noqa: ARG001 - Starlette passes it
+    known = _narrow(exc, FeedbackRefusedError)
+    headers = {"Retry-After": str(math.ceil(known.retry_after_s))}
+    return JSONResponse(_told(known), status_code=429, headers=headers)
 
 
-async def _answer_unknown_box(request: Request, exc: Exception) -> Response:  # noqa: ARG001 - Starlette passes it
-    return JSONResponse({"error": str(_narrow(exc, UnknownBoxError))}, status_code=422)
+async def _answer_error(request: Request, exc: Exception) -> Response:
+    known = _narrow(exc, Error)
+    status = _nearest(_STATUS, known)
+    if status < 500:
+        return JSONResponse(_told(known), status_code=status)
+    log.warning("a request was not answered", extra={"path": request.url.path, "error": str(known)})
+    headers = {"Retry-After": str(_nearest(_RETRY_AFTER_S, known))} if status == 503 else None
+    return JSONResponse(_told(known), status_code=status, headers=headers)
+
+
+async def _answer_unforeseen(request: Request, exc: Exception) -> Response:  # noqa: ARG001 - Starlette passes it
+    # Starlette raises it again after this, for the log.
+    return JSONResponse({"error": "the agent failed on this request; its log says more"}, status_code=500)
+
+
+def _told(error: Error) -> dict[str, Any]:
+    return {"error": str(error)} | ({"hint": error.hint} if error.hint else {})
+
+
+def _nearest(table: Mapping[type[Error], _V], error: Error) -> _V:
+    return next(table[kind] for kind in type(error).__mro__ if kind in table)
 
 
 def _narrow(exc: Exception, kind: type[_E]) -> _E:
     if not isinstance(exc, kind):
         raise exc
     return exc
-
-
-def _prediction_id(request: Request) -> str:
-    value = str(request.path_params["prediction_id"])
-    if not re.fullmatch(SAFE_NAME, value):
-        raise HTTPException(422, "a prediction id is 1 to 128 letters, digits, _ or -")
-    return value
-
-
-def _whole_number(request: Request, name: str, *, default: int, low: int, high: int) -> int:
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        raise HTTPException(422, f"`{name}` must be a whole number from {low} to {high}")
-    return value
-
-
-def _explain(error: ValidationError) -> str:
-    problems = json.loads(error.json(include_url=False, include_context=False, include_input=False))
-    return "; ".join(f"{'.'.join(str(part) for part in p['loc']) or 'body'}: {p['msg']}" for p in problems)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
 import socket
+import ssl
 import threading
 from pathlib import Path
+from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,36 +20,37 @@ from edge_agent.durable import persist_bytes
 
 log = logging.getLogger(__name__)
 
+MAX_CONNECTIONS: Final = 64
+
 
 class ApiServer:
-    """An HTTP server on loopback, in a thread. `address_file` tells other programs where it listens."""
+    """An HTTP server in a thread. `address_file` tells other programs where it listens."""
 
-    def __init__(self, app: Starlette, *, host: str, port: int, address_file: Path) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        *,
+        host: str,
+        port: int,
+        address_file: Path,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+    ) -> None:
         """Bind at once, so that a taken port is an error at the start and not a line in a log.
 
         Raises:
-            ConfigError: the port is taken or not allowed.
+            ConfigError: the port is taken or not allowed, or certificate and key cannot be used.
             AgentError: the address file cannot be written.
         """
         self._address_file = address_file
+        config = _configure(app, tls_cert, tls_key)
         self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
-        address = {"host": host, "port": self.port, "url": f"http://{host}:{self.port}", "pid": os.getpid()}
         try:
-            persist_bytes(address_file, json.dumps(address).encode() + b"\n")
+            persist_bytes(address_file, json.dumps(_address(host, self.port, secure=config.is_ssl)).encode() + b"\n")
         except OSError as exc:
             self._socket.close()
             raise AgentError(f"cannot write {address_file}: {exc.strerror}") from exc
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            limit_concurrency=64,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=1,
-        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, name="api", daemon=True)
 
@@ -63,6 +67,38 @@ class ApiServer:
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])
+
+
+def _address(host: str, port: int, *, secure: bool) -> dict[str, object]:
+    """Return what a program on this machine has to know."""
+    near = "127.0.0.1" if ipaddress.IPv4Address(host).is_unspecified else host
+    scheme = "https" if secure else "http"
+    return {"host": host, "port": port, "url": f"{scheme}://{near}:{port}", "pid": os.getpid()}
+
+
+def _configure(app: Starlette, tls_cert: Path | None, tls_key: Path | None) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=1,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+    )
+    try:
+        # Now, and not in the server's thread, where nobody would hear of a certificate that cannot be used.
+        config.load()
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(
+            f"the certificate cannot be used: {exc}", hint="api.tls_cert and api.tls_key are PEM files that fit."
+        ) from exc
+    return config
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from securesystemslib.signer import Key
-from tuf.api.exceptions import DownloadError, DownloadHTTPError, DownloadLengthMismatchError, RepositoryError
+from tuf.api.exceptions import (
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+    LengthOrHashMismatchError,
+    RepositoryError,
+)
 from tuf.api.metadata import Metadata, Root, Snapshot, T, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, TargetFile, Updater
 
@@ -22,11 +30,13 @@ from curate.errors import (
     AgentError,
     BlobNotFoundError,
     StorageError,
-    StorageUnavailableError,
     TrustError,
 )
 from curate.storage.ports import BlobStore
+from edge_agent.durable import remove_files, sync_folder
 from edge_agent.models.trust import MetadataVersions
+
+PART_SUFFIX: Final = ".part"
 
 
 @dataclass(frozen=True)
@@ -40,16 +50,25 @@ class TrustedRoot:
 class SignedRepository:
     """Verified reads of the TUF repository. Not thread-safe: the update loop owns it."""
 
-    def __init__(self, store: BlobStore, folder: Path, trusted_root: bytes) -> None:
-        """Keep TUF's metadata under `folder`; `trusted_root` is what the device was set up with.
+    def __init__(
+        self,
+        store: BlobStore,
+        folder: Path,
+        trusted_root: bytes,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Keep TUF's metadata under `folder`; `trusted_root` is what the device was set up with, and by `now`
+        metadata expire.
 
         Raises:
             TrustError: `trusted_root` is not a signed TUF root.
         """
         _verify_trusted_root(trusted_root)
-        self._store = store
         self._folder = folder
         self._trusted_root = trusted_root
+        self._fetcher = _BlobFetcher(store)
+        self._now = now
         self._client: Updater | None = None
 
     def refresh(self) -> MetadataVersions:
@@ -69,9 +88,11 @@ class SignedRepository:
                 str(self._folder),
                 TUF_METADATA,
                 target_base_url=TUF_TARGETS,
-                fetcher=_BlobFetcher(self._store),
+                fetcher=self._fetcher,
                 bootstrap=self._trusted_root,
             )
+            # The only place for another clock than the machine's, which may stand in 1970.
+            client._trusted_set.reference_time = self._now()
             client.refresh()
             versions = MetadataVersions(
                 root=self._load(Root).version,
@@ -97,24 +118,70 @@ class SignedRepository:
                 raise TrustError(f"the trusted root's assignment keys cannot be read: {exc}") from exc
             return TrustedRoot(root.version, keys)
 
-    def fetch_target(self, name: str, path: Path, *, max_bytes: int, expected: Artifact | None = None) -> None:
+    def fetch_small(self, name: str, *, max_bytes: int) -> bytes:
+        """Download a signed target into memory and verify it.
+
+        Raises:
+            TrustError: the target is unknown, too large, or its bytes are wrong.
+            StorageUnavailableError: the bucket cannot be reached.
+            AgentError: `refresh` has not succeeded before.
+        """
+        target = self._find_target(name, max_bytes, None)
+        with _translated(name):
+            raw = self._fetcher.read(_target_key(target), target.length)
+            target.verify_length_and_hashes(raw)
+        return raw
+
+    def fetch_target(self, expected: Artifact, path: Path, *, max_bytes: int) -> None:
         """Download a signed target to `path`, verified and synced; one that lies there whole is kept.
+
+        What has come lies beside `path` until it is whole, so a link that breaks, or a restart, costs nothing twice.
 
         Raises:
             TrustError: the target is unknown, too large, not what `expected` says, or its bytes are wrong.
             StorageUnavailableError: the bucket cannot be reached.
             AgentError: the disk refused, or `refresh` has not succeeded before.
         """
+        target = self._find_target(expected.target, max_bytes, expected)
+        with _translated(expected.target):
+            if _is_whole(path, target):
+                _sync_file(path)
+                return
+            part = path.with_name(f"{path.name}.{expected.sha256[:16]}{PART_SUFFIX}")
+            remove_files(found for found in path.parent.glob(f"{path.name}.*{PART_SUFFIX}") if found != part)
+            if self._fetch_rest(target, part) and not _is_whole(part, target):
+                remove_files([part])  # a power cut may have left other bytes than were written
+                self._fetch_rest(target, part)
+            _verify_part(part, target)
+            os.replace(part, path)  # noqa: PTH105 - the system call is the commit point; keep it visible
+            sync_folder(path.parent)
+
+    def _fetch_rest(self, target: TargetFile, part: Path) -> int:
+        """Append what is missing; return how many bytes lay there before."""
+        before = part.stat().st_size if part.exists() else 0
+        left = target.length - before
+        with part.open("ab") as file:
+            try:
+                pieces = self._fetcher.stream(_target_key(target), start=before) if left > 0 else ()
+                for piece in pieces:
+                    file.write(piece[:left])
+                    left -= len(piece)
+                    if left <= 0:
+                        break
+            finally:
+                file.flush()
+                os.fsync(file.fileno())
+        return before
+
+    def _find_target(self, name: str, max_bytes: int, expected: Artifact | None) -> TargetFile:
         if self._client is None:
             raise AgentError("the release repository was not refreshed")
         with _translated(name):
             target = self._client.get_targetinfo(name)
-            if target is None:
-                raise TrustError(f"{name} is not among the signed targets")
-            _verify_target(target, max_bytes, expected)
-            if self._client.find_cached_target(target, str(path)) is None:
-                self._client.download_target(target, str(path))
-            _sync_file(path)
+        if target is None:
+            raise TrustError(f"{name} is not among the signed targets")
+        _verify_target(target, max_bytes, expected)
+        return target
 
     def _load(self, kind: type[T]) -> T:
         signed = Metadata[T].from_bytes((self._folder / f"{kind.type}.json").read_bytes()).signed
@@ -126,7 +193,7 @@ class SignedRepository:
 class _BlobFetcher(FetcherInterface):
     """TUF asks for "URLs" below our prefixes: they are the bucket's keys.
 
-    An unreachable bucket is not the repository's fault, so StorageUnavailableError passes through TUF as it is.
+    An unreachable bucket is not the repository's fault, so what may pass by itself passes through TUF as it is.
     """
 
     def __init__(self, store: BlobStore) -> None:
@@ -135,22 +202,57 @@ class _BlobFetcher(FetcherInterface):
     @contextmanager
     def download_file(self, url: str, max_length: int) -> Iterator[io.BytesIO]:
         """Fetch one blob of at most `max_length` bytes; not through a temporary file, /tmp may be tiny."""
-        yield io.BytesIO(self._get(url, max_length))
+        yield io.BytesIO(self.read(url, max_length))
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        yield self._get(url, None)
+        yield self.read(url, None)
 
-    def _get(self, url: str, max_bytes: int | None) -> bytes:
-        try:
+    def read(self, url: str, max_bytes: int | None) -> bytes:
+        """Read one blob; its absence and its size are told as TUF tells them."""
+        with _fetching(url):
             return self._store.get(url, max_bytes=max_bytes)
-        except BlobNotFoundError as exc:
-            raise DownloadHTTPError(f"{url}: nothing lies there", 404) from exc
-        except AccessDeniedError as exc:  # what S3 answers for a missing key without the right to list
-            raise DownloadHTTPError(f"{url}: access denied", 403) from exc
-        except StorageUnavailableError:
+
+    def stream(self, url: str, *, start: int) -> Iterator[bytes]:
+        """Yield one blob from `start` on; its absence is told as TUF tells it."""
+        with _fetching(url):
+            yield from self._store.stream(url, start=start)
+
+
+@contextmanager
+def _fetching(url: str) -> Iterator[None]:
+    try:
+        yield
+    except BlobNotFoundError as exc:
+        raise DownloadHTTPError(f"{url}: nothing lies there", 404) from exc
+    except AccessDeniedError as exc:  # what S3 answers for a missing key without the right to list
+        raise DownloadHTTPError(f"{url}: access denied", 403) from exc
+    except StorageError as exc:
+        if exc.retryable:
             raise
-        except StorageError as exc:
-            raise DownloadLengthMismatchError(str(exc)) from exc
+        raise DownloadLengthMismatchError(str(exc)) from exc
+
+
+def _target_key(target: TargetFile) -> str:
+    """Where the publisher puts a target: named by its digest, which every repository of ours does."""
+    return f"{TUF_TARGETS}{target.hashes['sha256']}.{target.path}"
+
+
+def _verify_part(part: Path, target: TargetFile) -> None:
+    try:
+        with part.open("rb") as file:
+            target.verify_length_and_hashes(file)
+    except LengthOrHashMismatchError:
+        remove_files([part])
+        raise
+
+
+def _is_whole(path: Path, target: TargetFile) -> bool:
+    try:
+        with path.open("rb") as file:
+            target.verify_length_and_hashes(file)
+    except (FileNotFoundError, LengthOrHashMismatchError):
+        return False
+    return True
 
 
 def _verify_trusted_root(raw: bytes) -> None:

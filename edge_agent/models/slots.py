@@ -1,7 +1,8 @@
 """Two slots for releases, A and B, and a pointer to the committed one: `slots/{a,b}/` and `slots/committed`.
 
 A slot counts only with its seal, written last; the seal carries the manifest, the manifest the digests of the
-other files, and all of them are checked again at every load. The pointer moves in one rename.
+other files, and all of them are checked again at every load. The pointer moves in one rename. Beside the two there
+may be a factory model in a folder that nobody writes to.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from curate.contracts.release import Artifact, ReleaseManifest
 from curate.errors import AgentError, ContractError
-from edge_agent.durable import persist_bytes, remove_files, seal, sync_folder, unseal
+from edge_agent.durable import make_folder, persist_bytes, remove_files, seal, sync_folder, unseal
 from edge_agent.errors import CorruptFileError
+from edge_agent.models.update_machine import SlotName
 
-SlotName = Literal["a", "b"]
 Variant = Literal["int8", "float"]
+FACTORY: Final = "factory"
 SLOT_NAMES: Final[tuple[SlotName, SlotName]] = ("a", "b")
 
 
@@ -38,7 +40,7 @@ class _Seal(BaseModel):
 class SlotContent:
     """One release on the disk."""
 
-    name: SlotName
+    name: SlotName | Literal["factory"]
     manifest: ReleaseManifest
     variant: Variant
     model: Path
@@ -54,31 +56,54 @@ class Slots:
     def committed(self) -> SlotName | None:
         """Return the slot to start from, or None when nothing was ever committed or the pointer is unreadable."""
         try:
+            return self._read_pointer()
+        except OSError:
+            return None
+
+    def _read_pointer(self) -> SlotName | None:
+        try:
             header, _ = unseal(self._pointer().read_bytes())
             return _Pointer.model_validate_json(header).slot
-        except (OSError, CorruptFileError, ValidationError):
+        except (FileNotFoundError, CorruptFileError, ValidationError):
             return None
 
     def idle(self) -> SlotName:
-        """Return the slot that may be overwritten."""
-        return "b" if self.committed() == "a" else "a"
+        """Return the slot that may be overwritten.
+
+        Raises:
+            AgentError: the disk refused to say which one may not.
+        """
+        try:
+            return "b" if self._read_pointer() == "a" else "a"
+        except OSError as exc:
+            raise AgentError(f"the committed slot cannot be told: the disk refused: {exc}", retryable=True) from exc
 
     def open_idle(self) -> SlotName:
-        """Break the idle slot's seal and return the slot; files already there may still be of use.
+        """Open the idle slot and return its name.
 
         Raises:
             AgentError: the disk refused.
         """
         name = self.idle()
+        self.open(name)
+        return name
+
+    def open(self, name: SlotName) -> None:
+        """Break the slot's seal; files already there may still be of use.
+
+        Raises:
+            AgentError: the disk refused, or this is the slot to start from.
+        """
         try:
-            self.folder(name).mkdir(parents=True, exist_ok=True)
-            remove_files([self._seal(name)])
+            if name == self._read_pointer():
+                raise AgentError(f"slot {name} is the one to start from and is not overwritten")
+            make_folder(self.folder(name))
+            remove_files([self._seal(name), self.proof_path(name)])
             sync_folder(self._root)
         except OSError as exc:
             raise _refused(name, exc) from exc
-        return name
 
-    def folder(self, name: SlotName) -> Path:
+    def folder(self, name: SlotName | Literal["factory"]) -> Path:
         """Where the slot's files lie."""
         return self._root / name
 
@@ -89,6 +114,10 @@ class Slots:
     def golden_path(self, name: SlotName) -> Path:
         """Where the slot's golden inputs and answers lie."""
         return self.folder(name) / "golden.npz"
+
+    def proof_path(self, name: SlotName | Literal["factory"]) -> Path:
+        """Where lies what the model has shown on this device; the factory folder itself is never written to."""
+        return self.folder(name) / "proof"
 
     def close(self, name: SlotName, manifest: ReleaseManifest, variant: Variant) -> SlotContent:
         """Sync the slot's files, seal it and load it back.
@@ -115,9 +144,7 @@ class Slots:
             header, payload = unseal(self._seal(name).read_bytes())
             variant = _Seal.model_validate_json(header).variant
             manifest = ReleaseManifest.from_bytes(payload)
-            model = manifest.variants[variant]
-            _verify_file(self.model_path(name), model)
-            _verify_file(self.golden_path(name), manifest.golden)
+            verify_files(self.model_path(name), self.golden_path(name), manifest, variant)
         except FileNotFoundError as exc:
             raise CorruptFileError(f"slot {name} is empty or half-written") from exc
         except (OSError, ContractError, ValidationError, KeyError) as exc:
@@ -143,7 +170,7 @@ class Slots:
         """
         try:
             remove_files([self._seal(name)])
-            remove_files([self.model_path(name), self.golden_path(name)])
+            remove_files([path for path in self.folder(name).glob("*") if path.is_file()])
         except OSError as exc:
             raise _refused(name, exc) from exc
 
@@ -152,6 +179,18 @@ class Slots:
 
     def _seal(self, name: SlotName) -> Path:
         return self.folder(name) / "seal"
+
+
+def verify_files(model: Path, golden: Path, manifest: ReleaseManifest, variant: Variant) -> None:
+    """Accept a release's files on the disk.
+
+    Raises:
+        CorruptFileError: one is not what the manifest says.
+        KeyError: the manifest has no such variant.
+        OSError: one cannot be read.
+    """
+    _verify_file(model, manifest.variants[variant])
+    _verify_file(golden, manifest.golden)
 
 
 def _verify_file(path: Path, artifact: Artifact) -> None:
@@ -170,3 +209,42 @@ def _sync_file(path: Path) -> None:
 
 def _refused(name: SlotName, exc: OSError) -> AgentError:
     return AgentError(f"slot {name}: the disk refused: {exc}", retryable=True)
+
+
+class FactoryModel:
+    """The release the device was made with: `manifest.json`, `model.onnx` and `golden.npz` in one folder.
+
+    It is what answers when neither slot can. Its manifest is trusted as the device's root of trust is: whoever set
+    the device up put both there, and may pin its digest in the configuration.
+    """
+
+    def __init__(self, folder: Path | None, *, manifest_sha256: str | None, variant: Variant) -> None:
+        """`folder` is None where there is no such model."""
+        self._folder = folder
+        self._manifest_sha256 = manifest_sha256
+        self._variant: Variant = variant
+
+    def load(self) -> SlotContent | None:
+        """Read it, every digest verified; None where there is none. The variant falls back to one that is there.
+
+        Raises:
+            CorruptFileError: something is not what the manifest, or the configuration, says.
+        """
+        if self._folder is None:
+            return None
+        model, golden = self._folder / "model.onnx", self._folder / "golden.npz"
+        try:
+            raw = (self._folder / "manifest.json").read_bytes()
+            self._verify_manifest(raw)
+            manifest = ReleaseManifest.from_bytes(raw)
+            variant = self._variant if self._variant in manifest.variants else next(iter(manifest.variants))
+            verify_files(model, golden, manifest, variant)
+        except (OSError, ContractError) as exc:
+            raise CorruptFileError(f"the factory model cannot be read: {exc}") from exc
+        return SlotContent(FACTORY, manifest, variant, model, golden)
+
+    def _verify_manifest(self, raw: bytes) -> None:
+        if self._manifest_sha256 not in (None, hashlib.sha256(raw).hexdigest()):
+            raise CorruptFileError(
+                "the factory model's manifest is not the one that models.factory_manifest_sha256 names"
+            )

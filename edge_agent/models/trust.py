@@ -7,6 +7,7 @@ that nothing goes backwards, also after a power cut took TUF's own files, which 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,9 +57,20 @@ class UpdatePlan:
         return self.release_id is not None
 
 
+@dataclass(frozen=True)
+class BelievedAssignment:
+    """A signed assignment for this device that is not older than what was accepted."""
+
+    assignment: Assignment
+    floor: TrustFloor
+    """Raised by it."""
+    settings_problem: str | None = None
+    """Why its settings cannot be read, and are empty here; release and policy are none the worse for it."""
+
+
 def verify_assignment(
     envelope_bytes: bytes, keys: Mapping[str, Key], device_id: str, floor: TrustFloor
-) -> tuple[Assignment, TrustFloor]:
+) -> BelievedAssignment:
     """Believe an assignment, or say why not.
 
     The signature covers type and raw payload (DSSE v1) and is checked before the payload is parsed.
@@ -69,18 +81,12 @@ def verify_assignment(
         device_id: this device.
         floor: what has been accepted before.
 
-    Returns:
-        The assignment, and the floor raised by it.
-
     Raises:
         TrustError: not an envelope, not signed by a trusted key, of another type, for another device, or
             older than what was accepted.
     """
     payload = _verified_payload(envelope_bytes, keys)
-    try:
-        assignment = Assignment.from_bytes(payload)
-    except ContractError as exc:
-        raise TrustError(f"the assignment is signed but cannot be read: {exc}") from exc
+    assignment, settings_problem = _read_assignment(payload)
     if assignment.device_id != device_id:
         raise TrustError(f"the assignment is for device {assignment.device_id}, not for {device_id}")
     if assignment.version < floor.assignment_version:
@@ -91,7 +97,22 @@ def verify_assignment(
     digest = hashlib.sha256(payload).hexdigest()
     if assignment.version == floor.assignment_version and floor.assignment_sha256 not in (None, digest):
         raise TrustError(f"assignment version {assignment.version} was accepted before with other contents")
-    return assignment, floor.model_copy(update={"assignment_version": assignment.version, "assignment_sha256": digest})
+    raised = floor.model_copy(update={"assignment_version": assignment.version, "assignment_sha256": digest})
+    return BelievedAssignment(assignment, raised, settings_problem)
+
+
+def _read_assignment(payload: bytes) -> tuple[Assignment, str | None]:
+    """Read a signed assignment; settings that this device cannot read do not keep a release from it."""
+    try:
+        return Assignment.from_bytes(payload), None
+    except ContractError as exc:
+        problem = str(exc)
+        try:
+            document = json.loads(payload)
+            del document["settings"]
+            return Assignment.from_bytes(json.dumps(document).encode()), problem
+        except (ContractError, ValueError, TypeError, KeyError, RecursionError):
+            raise TrustError(f"the assignment is signed but cannot be read: {problem}") from exc
 
 
 def decide_update(current_release_id: str | None, assignment: Assignment | None) -> UpdatePlan:

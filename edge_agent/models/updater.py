@@ -1,31 +1,29 @@
-"""The update loop: follow the signed assignment, prove the release, swap it in, and keep the old one on any doubt.
+"""The update loop: follow the signed assignment, prove the release, try it, and keep the old one on any doubt.
 
-A steady poll is one small GET. A changed assignment is believed only after a walk of the TUF metadata, so a
-revoked key is noticed before anything it signed is followed.
+A steady poll is one conditional GET. A changed assignment is believed only after a walk of the TUF metadata, so a
+revoked key is noticed before anything it signed is followed. What an update does next is decided in `update_machine`;
+here it is done. Steps that need no network go on without one, also after a restart.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import platform
 import random
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from curate.contracts.assignment import Assignment, CapturePolicySpec
 from curate.contracts.device_settings import DeviceSettings
-from curate.contracts.paths import desired_key
-from curate.contracts.release import ReleaseManifest
-from curate.contracts.signing import manifest_target
-from curate.contracts.telemetry import UpdateEvent
+from curate.contracts.sketch import EmbeddingSketch
+from curate.contracts.telemetry import ModelState, UpdateEvent
 from curate.errors import (
-    AccessDeniedError,
     AgentError,
-    BlobNotFoundError,
     ContractError,
     Error,
     SelfCheckError,
@@ -34,52 +32,64 @@ from curate.errors import (
 )
 from curate.storage.ports import BlobStore
 from edge_agent.backoff import BackoffPolicy, decide_delay_s
-from edge_agent.models.inference import LiveModel, LoadedModel, load_model
+from edge_agent.errors import CorruptFileError
+from edge_agent.models.assignments import AssignmentFollower, Desired
+from edge_agent.models.inference import LiveModel
+from edge_agent.models.installer import Installer, UpdateLimits
+from edge_agent.models.live_seat import LiveSeat
+from edge_agent.models.loading import ModelLoader, RunSettings
 from edge_agent.models.repository import SignedRepository
-from edge_agent.models.self_check import load_golden, verify_model
-from edge_agent.models.slots import SLOT_NAMES, SlotContent, Slots, Variant
+from edge_agent.models.slots import SLOT_NAMES, FactoryModel, SlotContent, Slots, Variant
+from edge_agent.models.smoke_process import Smoke, run_smoke
+from edge_agent.models.trial_watch import Verdict
 from edge_agent.models.trust import (
     decide_update,
-    raise_metadata_floor,
     raise_release_floor,
-    verify_assignment,
-    verify_release,
-    verify_root_version,
 )
-from edge_agent.models.updater_state import Trial, UpdaterState, load_state, persist_state
+from edge_agent.models.update_machine import (
+    ACTIVE,
+    LOCAL,
+    Assigned,
+    Attempt,
+    Damaged,
+    Effect,
+    Event,
+    Failed,
+    Fetched,
+    Passed,
+    Phase,
+    Postponed,
+    Settled,
+    SlotName,
+    Started,
+    Stopped,
+    Superseded,
+    advance,
+    is_refused,
+    redo_effects,
+)
+from edge_agent.models.updater_state import UpdateJournal, UpdaterState
 from edge_agent.report import DeviceReport
 
 log = logging.getLogger(__name__)
 
-MAX_DESIRED_BYTES: Final = 64 * 1024
-MAX_MANIFEST_BYTES: Final = 1024 * 1024
-MAX_TRIAL_STARTS: Final = 3
-"""How often the process may die over one release before it is refused; a pulled plug may explain one or two."""
+TRIAL_TICK_S: Final = 0.5
+"""How often a release on trial is judged."""
 
 
 @dataclass(frozen=True)
-class UpdateLimits:
-    """Bounds of what an update may cost this device."""
+class _Pause:
+    """Why the assignment is left alone for a while."""
 
-    max_model_bytes: int = 256 * 1024 * 1024
-    max_golden_bytes: int = 64 * 1024 * 1024
-    max_latency_s: float = 5.0
-    retry: BackoffPolicy = field(default_factory=lambda: BackoffPolicy(base_s=30.0, cap_s=3600.0, refused_s=6 * 3600.0))
-    """Waits after a refusal of the same assignment; `refused_s` after a failed self-check, which only
-    a new release cures."""
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    desired_sha256: str
+    desired_sha256: str | None
     detail: str
     failures: int
-    refused_at: datetime
+    since: datetime
     delay: timedelta
 
-    def is_due(self, now: datetime) -> bool:
+    def is_over(self, now: datetime) -> bool:
         """Whether to try again; a clock that was set back does not stretch the wait."""
-        return not self.refused_at <= now < self.refused_at + self.delay
+        return not self.since <= now < self.since + self.delay
 
 
 class Updater:
@@ -96,80 +106,86 @@ class Updater:
         live: LiveModel,
         policy_sink: Callable[[CapturePolicySpec], None],
         settings_sink: Callable[[DeviceSettings], None] = lambda _settings: None,
+        sketch_sink: Callable[[EmbeddingSketch | None], None] = lambda _sketch: None,
         report: DeviceReport,
-        threads: int = 1,
+        factory: FactoryModel | None = None,
+        running: RunSettings | None = None,
+        smoke: Smoke = run_smoke,
         variant: Variant = "int8",
         interval_s: float = 30.0,
         max_backoff_s: float = 300.0,
         limits: UpdateLimits | None = None,
         rng: random.Random | None = None,
+        wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._device_id = device_id
-        self._store = store
-        self._repository = repository
+        self._journal = UpdateJournal(state_file, report)
+        self._follower = AssignmentFollower(
+            device_id=device_id,
+            store=store,
+            repository=repository,
+            journal=self._journal,
+            policy_sink=policy_sink,
+            settings_sink=settings_sink,
+            sketch_sink=sketch_sink,
+            report=report,
+        )
         self._slots = slots
-        self._state_file = state_file
         self._live = live
-        self._policy_sink = policy_sink
-        self._settings_sink = settings_sink
         self._report = report
-        self._threads = threads
-        self._variant: Variant = variant
+        self._factory = factory or FactoryModel(None, manifest_sha256=None, variant=variant)
+        self._limits = limits or UpdateLimits()
+        self._installer = Installer(repository, slots, variant=variant, limits=self._limits)
+        self._loader = ModelLoader(slots, running or RunSettings(), smoke=smoke)
+        self._seat = LiveSeat(live, self._loader, report, monotonic=monotonic)
         self._interval_s = interval_s
         self._link_backoff = BackoffPolicy(base_s=interval_s, cap_s=max_backoff_s, refused_s=max_backoff_s)
-        self._limits = limits or UpdateLimits()
         self._rng = rng or random.Random()
-        self._state: UpdaterState = load_state(state_file)
-        self._installed: SlotContent | None = None
-        self._refusal: _Refusal | None = None
+        self._wall_clock = wall_clock
+        self._pause: _Pause | None = None
+        report.follow_model(self.describe)
 
     def restore(self, now: datetime) -> None:
-        """Start from what the disk holds, without the network: the accepted policy, then the committed slot,
-        then the other one, each only after its digests and its golden answers. Never raises for a bad slot."""
+        """Start from what the disk holds, without the network: the accepted policy, then the committed slot, the
+        other one, the factory model, each only after its digests and its golden answers; at last a release whose
+        check or trial a restart has cut off. Never raises for a bad slot."""
+        if self._state.last_event is not None:
+            self._report.record_update(self._state.last_event)
         if self._state.assignment is not None:
-            self._follow_policy(self._state.assignment, now)
-        committed = self._slots.committed()
-        for name in sorted(SLOT_NAMES, key=lambda name: name != committed):
-            try:
-                content = self._slots.load(name)
-                model = self._load_checked(content)
-                if name != committed:
-                    self._slots.commit(name)
-            except (AgentError, ContractError) as exc:
-                if name == committed:
-                    self._record(now, "restore_failed", None, str(exc))
-                continue
-            self._state = self._state.model_copy(update={"floor": raise_release_floor(model.number, self._state.floor)})
-            self._go_live(model, content)
-            if name != committed:
-                self._record(now, "rolled_back", model.release_id, f"slot {committed} cannot be used")
-            return
+            self._follower.follow(self._state.assignment, now)
+        self._redo_effects()
+        self._restore_any(now)
+        if self._live.current() is None:
+            self._guarded(self._work, now)
 
     def turn(self, now: datetime) -> UpdateEvent | None:
-        """Look at the assignment once and act on it.
+        """Go on with the update that is under way, then look at the assignment once and act on it.
 
         Returns:
-            What was recorded: `committed`, `refused`, `rolled_back`, or None when there was nothing to do.
+            The last thing recorded of how an update ended, went wrong or was put off; None when there was none.
 
         Raises:
             StorageError: the bucket cannot be reached; the next turn tries again.
         """
-        try:
-            raw = self._store.get(desired_key(self._device_id), max_bytes=MAX_DESIRED_BYTES)
-        except BlobNotFoundError:
-            return None
-        except AccessDeniedError as exc:  # what S3 answers for a missing key without the right to list
-            self._report.count_error(type(exc).__name__)
-            return None
-        digest = hashlib.sha256(raw).hexdigest()
-        if self._refusal is not None and self._refusal.desired_sha256 != digest:
-            self._refusal = None
-        if self._refusal is not None and not self._refusal.is_due(now):
-            return None
-        try:
-            return self._follow(raw, digest, now)
-        except (TrustError, ContractError, AgentError) as exc:
-            return self._refuse(digest, exc, now)
+        self._journal.told = None
+        self._report.persist_noted()
+        self.watch(now)
+        self._redo_effects()
+        if self._is_due(now):
+            self._guarded(self._work, now)
+        desired = self._follower.poll()
+        if desired is not None:
+            self._heed(desired, now)
+        self.watch(now)
+        return self._journal.told
+
+    def watch(self, now: datetime) -> None:
+        """Judge the release on trial, if there is one; needs no network."""
+        judgement = self._seat.judge()
+        if judgement is None or judgement.verdict is Verdict.GO_ON:
+            return
+        event = Settled() if judgement.verdict is Verdict.KEEP else Failed(judgement.reason)
+        self._guarded(lambda at: self._apply(event, at), now)
 
     def run(self, stop: threading.Event) -> None:
         """Turn until told to stop; a failing turn is counted and the next one begins."""
@@ -177,7 +193,7 @@ class Updater:
         while not stop.is_set():
             delay_s = self._interval_s
             try:
-                self.turn(datetime.now(UTC))
+                self.turn(self._wall_clock())
                 if failures:
                     log.info("updates reach the bucket again")
                 failures = 0
@@ -188,155 +204,276 @@ class Updater:
                     log.warning("updates are interrupted: %s", exc, exc_info=not isinstance(exc, StorageError))
                 retryable = isinstance(exc, Error) and exc.retryable
                 delay_s += decide_delay_s(self._link_backoff, failures=failures, retryable=retryable, rng=self._rng)
-            stop.wait(delay_s)
+            self._rest(stop, delay_s)
+        self._leave_trial()
 
-    def _follow(self, raw: bytes, digest: str, now: datetime) -> UpdateEvent | None:
-        accepted = self._state.desired_sha256 == digest
-        if accepted and not decide_update(self._installed_id(), self._state.assignment):
-            return None
-        problem = self._refresh_trust()
+    def describe(self) -> ModelState:
+        """Say how the newest update and the model are doing; from any thread."""
+        attempt, model, kept = self._state.attempt, self._live.current(), self._seat.kept
+        p50_s = model.p50_s if model else None
+        return ModelState(
+            phase=attempt.phase,
+            candidate_id=attempt.release_id,
+            starts=attempt.starts,
+            reason=attempt.reason,
+            slot=kept.name if kept else None,
+            trial_answers=self._seat.trial_answers,
+            trial_frames=self._limits.trial.window_frames if self._seat.on_trial else None,
+            threads=model.threads if model else None,
+            providers=list(model.providers) if model else [],
+            notes=list(model.notes) if model else [],
+            p50_ms=round(p50_s * 1000.0, 3) if p50_s is not None else None,
+            machine=platform.machine(),
+        )
+
+    # ---- what is on the disk
+
+    def _restore_any(self, now: datetime) -> None:
+        committed = self._slots.committed()
+        attempt = self._state.attempt
+        for name in sorted(SLOT_NAMES, key=lambda name: name != committed):
+            if name == attempt.slot and attempt.phase in ACTIVE:
+                continue
+            try:
+                content = self._slots.load(name)
+                self._seat.restore(content)
+            except (AgentError, ContractError) as exc:
+                if name == committed:
+                    self._lose(str(exc), now)
+                continue
+            self._settle_on(name, content, committed, now)
+            return
+        self._restore_factory(now)
+
+    def _settle_on(self, name: SlotName, content: SlotContent, committed: str | None, now: datetime) -> None:
+        floor = raise_release_floor(content.manifest.number, self._state.floor)
+        self._journal.state = self._state.model_copy(update={"floor": floor})
+        if name == committed:
+            return
+        try:
+            self._slots.commit(name)
+        except AgentError as exc:
+            log.warning("%s", exc)
+        self._journal.record(now, "rolled_back", content.manifest.release_id, f"slot {committed} cannot be used")
+
+    def _lose(self, reason: str, now: datetime) -> None:
+        """The committed slot is no good any more: what is assigned may be installed anew."""
+        self._journal.record(now, "restore_failed", None, reason)
+        if self._state.attempt.phase is Phase.COMMITTED:
+            self._guarded(lambda at: self._apply(Damaged(reason), at), now)
+
+    def _restore_factory(self, now: datetime) -> None:
+        try:
+            content = self._factory.load()
+            if content is None:
+                return
+            self._seat.restore(content)
+        except AgentError as exc:
+            self._journal.record(now, "restore_failed", None, str(exc))
+            return
+        if self._slots.committed() is not None or self._state.floor.release_number:
+            detail = "neither slot can be used: the factory model answers"
+            self._journal.record(now, "rolled_back", content.manifest.release_id, detail)
+
+    # ---- what is assigned
+
+    def _heed(self, desired: Desired, now: datetime) -> None:
+        if self._pause is not None and self._pause.desired_sha256 != desired.digest:
+            self._pause = None
+        if self._is_due(now):
+            self._guarded(lambda at: self._follow(desired, at), now, desired.digest)
+
+    def _follow(self, desired: Desired, now: datetime) -> None:
+        accepted = self._state.desired_sha256 == desired.digest
+        if accepted and not self._wants_files():
+            return
+        problem = self._follower.refresh_trust()
         if not accepted:
-            self._accept(raw, digest, now)
-        assignment = self._state.assignment
-        if assignment is None or not decide_update(self._installed_id(), assignment):
-            self._refusal = None
-            return None
+            self._make_way(self._follower.accept(desired, now), now)
+        if not self._wants_files():
+            self._pause = None
+            return
         if problem is not None:
             raise problem
-        return self._install(assignment, digest, now)
+        self._fetch(now)
+        self._work(now)
 
-    def _refresh_trust(self) -> TrustError | None:
-        """Walk the signed metadata; what is wrong with them stops an installation, not a change of policy."""
-        try:
-            versions = self._repository.refresh()
-            self._save(self._state.model_copy(update={"floor": raise_metadata_floor(versions, self._state.floor)}))
-        except TrustError as exc:
-            return exc
-        return None
+    def _wants_files(self) -> bool:
+        """Whether the assigned release has to be fetched, or fetched on."""
+        assignment, attempt = self._state.assignment, self._state.attempt
+        plan = decide_update(self._kept_id(), assignment)
+        if not plan:
+            return False
+        release_id = str(plan.release_id)
+        if attempt.phase in ACTIVE and attempt.release_id == release_id:
+            return attempt.phase is Phase.DOWNLOADING
+        return not is_refused(attempt, release_id, str(self._state.desired_sha256))
 
-    def _accept(self, raw: bytes, digest: str, now: datetime) -> None:
-        root = self._repository.load_trusted_root()
-        verify_root_version(root.version, self._state.floor)
-        assignment, floor = verify_assignment(raw, root.assignment_keys, self._device_id, self._state.floor)
-        self._save(
-            self._state.model_copy(
-                update={"floor": floor, "assignment": assignment, "desired_sha256": digest, "trial": None}
-            )
-        )
-        self._follow_policy(assignment, now)
+    def _make_way(self, assignment: Assignment, now: datetime) -> None:
+        """End an update that another assignment has overtaken."""
+        attempt = self._state.attempt
+        if attempt.phase in ACTIVE and assignment.release_id not in (None, attempt.release_id):
+            self._apply(Superseded(f"{assignment.release_id} is assigned instead"), now)
 
-    def _follow_policy(self, assignment: Assignment, now: datetime) -> None:
-        self._settings_sink(assignment.settings)
-        try:
-            self._policy_sink(assignment.capture_policy)
-        except AgentError as exc:  # the release of the same assignment may still be fine
-            self._record(now, "policy_refused", None, str(exc))
-            self._report.set_assignment(assignment.version, None)
+    # ---- an update's own steps
+
+    def _fetch(self, now: datetime) -> None:
+        assignment, digest = self._state.assignment, self._state.desired_sha256
+        if assignment is None or digest is None:
             return
-        self._report.set_assignment(assignment.version, assignment.capture_policy.version)
+        manifest = self._installer.fetch_manifest(assignment, self._state.floor)
+        if self._state.attempt.phase is not Phase.DOWNLOADING:
+            self._apply(Assigned(manifest.release_id, manifest.number, digest, self._free_slot()), now)
+        slot = self._state.attempt.slot
+        if slot is not None:
+            self._installer.fetch_files(slot, manifest)
+            self._apply(Fetched(), now)
 
-    def _install(self, assignment: Assignment, digest: str, now: datetime) -> UpdateEvent:
-        content = self._fetch_release(assignment)
-        self._start_trial(content.manifest.release_id, digest)
+    def _work(self, now: datetime) -> None:
+        """Check what was fetched and let it answer; each beginning is counted on the disk first."""
+        while self._state.attempt.phase in LOCAL and not self._seat.on_trial:
+            self._apply(Started(), now)
+            step = {Phase.SMOKE: self._check, Phase.TRIAL: self._try_out}.get(self._state.attempt.phase)
+            if step is None:
+                return
+            try:
+                step(now)
+            except CorruptFileError as exc:
+                self._apply(Damaged(str(exc)), now)
+
+    def _check(self, now: datetime) -> None:
         try:
-            model = self._load_checked(content)
-        except SelfCheckError:
-            self._slots.discard(content.name)
+            self._loader.prove(self._load_candidate())
+        except SelfCheckError as exc:
+            if not exc.retryable:
+                self._apply(Failed(str(exc)), now)
+                return
+            self._apply(Postponed(str(exc)), now)
             raise
-        finally:
-            self._save(self._state.model_copy(update={"trial": None}))
-        return self._swap(model, content, now)
+        self._apply(Passed(), now)
 
-    def _fetch_release(self, assignment: Assignment) -> SlotContent:
-        release_id = str(assignment.release_id)
-        name = self._slots.open_idle()
-        manifest_path = self._slots.folder(name) / "manifest.json"
-        self._repository.fetch_target(manifest_target(release_id), manifest_path, max_bytes=MAX_MANIFEST_BYTES)
-        manifest = _load_manifest(manifest_path)
-        verify_release(manifest, assignment, self._state.floor)
-        if self._variant not in manifest.variants:
-            raise TrustError(f"release {release_id} has no {self._variant} model")
-        for artifact, path, max_bytes in (
-            (manifest.golden, self._slots.golden_path(name), self._limits.max_golden_bytes),
-            (manifest.variants[self._variant], self._slots.model_path(name), self._limits.max_model_bytes),
-        ):
-            self._repository.fetch_target(artifact.target, path, max_bytes=max_bytes, expected=artifact)
-        return self._slots.close(name, manifest, self._variant)
-
-    def _start_trial(self, release_id: str, digest: str) -> None:
-        """Note, before the model is touched, that it is about to be: a model that kills the process must not
-        kill it again at every start."""
-        trial = self._state.trial
-        starts = trial.starts if trial and (trial.release_id, trial.desired_sha256) == (release_id, digest) else 0
-        if starts >= MAX_TRIAL_STARTS:
-            raise SelfCheckError(f"the agent died {starts} times while it tried release {release_id}")
-        trial = Trial(release_id=release_id, desired_sha256=digest, starts=starts + 1)
-        self._save(self._state.model_copy(update={"trial": trial}))
-
-    def _load_checked(self, content: SlotContent) -> LoadedModel:
-        golden = load_golden(content.golden, content.manifest.model)
-        model = load_model(content.model, content.manifest, threads=self._threads)
-        verify_model(model, golden, max_latency_s=self._limits.max_latency_s)
-        return model
-
-    def _swap(self, model: LoadedModel, content: SlotContent, now: datetime) -> UpdateEvent:
-        old_model, old_content = self._live.current(), self._installed
-        self._go_live(model, content)
+    def _try_out(self, now: datetime) -> None:
+        content = self._load_candidate()
         try:
-            self._save(self._state.model_copy(update={"floor": raise_release_floor(model.number, self._state.floor)}))
-            self._slots.commit(content.name)
-        except AgentError as exc:
-            self._installed = old_content  # so that the next turn tries to commit again
-            if old_model is None:
-                raise
-            self._live.replace(old_model)
-            self._report.set_release(old_model.release_id)
-            self._delay_retry(self._state.desired_sha256 or "", str(exc), retryable=True, now=now)
-            return self._record(now, "rolled_back", model.release_id, str(exc))
-        self._refusal = None
-        return self._record(now, "committed", model.release_id, f"number {model.number}, slot {content.name}")
+            shown = self._loader.prove(content)
+            self._seat.begin_trial(content, shown, self._limits.trial)
+        except SelfCheckError as exc:
+            self._apply(Failed(str(exc)), now)
 
-    def _go_live(self, model: LoadedModel, content: SlotContent) -> None:
-        self._live.replace(model)
-        self._installed = content
-        self._report.set_release(model.release_id)
+    def _load_candidate(self) -> SlotContent:
+        slot = self._state.attempt.slot
+        if slot is None:
+            raise CorruptFileError("the update has no slot")
+        content = self._slots.load(slot)
+        if content.manifest.release_id != self._state.attempt.release_id:
+            raise CorruptFileError(f"slot {slot} holds {content.manifest.release_id}")
+        return content
 
-    def _refuse(self, digest: str, exc: Error, now: datetime) -> UpdateEvent | None:
+    # ---- the machine's shell
+
+    def _apply(self, event: Event, now: datetime) -> None:
+        """Do what follows from an event, in the order the step says.
+
+        Raises:
+            AgentError: the disk refused; the phase is as it was.
+        """
+        step = advance(self._state.attempt, event)
+        told = _describe_step(step.attempt, now) if Effect.REPORT in step.effects else self._state.last_event
+        doing: dict[Effect, Callable[[], None]] = {
+            Effect.SAVE: lambda: self._save_attempt(step.attempt, told),
+            Effect.PLAY_INCUMBENT: lambda: self._play_incumbent(now),
+            Effect.KEEP_SLOT: self._keep_slot,
+            Effect.EMPTY_SLOT: self._empty_slot,
+            Effect.REPORT: lambda: self._journal.tell(told),
+        }
+        for effect in step.effects:
+            doing[effect]()
+
+    def _save_attempt(self, attempt: Attempt, told: UpdateEvent | None) -> None:
+        floor = self._state.floor
+        if attempt.phase is Phase.COMMITTED and attempt.number is not None:
+            floor = raise_release_floor(attempt.number, floor)
+        self._journal.update(attempt=attempt, last_event=told, floor=floor)
+        if attempt.phase is Phase.COMMITTED:
+            self._seat.keep_challenger()
+            self._pause = None
+
+    def _play_incumbent(self, now: datetime) -> None:
+        self._seat.give_up_challenger()
+        if self._live.current() is None:
+            self._restore_any(now)
+
+    def _keep_slot(self) -> None:
+        slot = self._state.attempt.slot
+        if slot is not None and self._slots.committed() != slot:
+            self._slots.commit(slot)
+
+    def _empty_slot(self) -> None:
+        slot = self._state.attempt.slot
+        if slot is not None and self._slots.committed() != slot:
+            self._slots.discard(slot)
+
+    def _redo_effects(self) -> None:
+        """Do what a process that died, or a full disk, left undone; a disk that still refuses is asked again."""
+        doing = {Effect.KEEP_SLOT: self._keep_slot, Effect.EMPTY_SLOT: self._empty_slot}
+        for effect in redo_effects(self._state.attempt):
+            try:
+                doing[effect]()
+            except AgentError as exc:
+                log.warning("%s", exc)
+
+    def _guarded(self, work: Callable[[datetime], None], now: datetime, digest: str | None = None) -> None:
+        """Do it; what goes wrong is told, and the assignment left alone for a while."""
+        try:
+            work(now)
+        except (TrustError, ContractError, AgentError) as exc:
+            self._put_off(digest or self._state.desired_sha256, exc, now)
+
+    def _put_off(self, digest: str | None, exc: Error, now: datetime) -> None:
         """Keep the old model, wait before the same assignment is tried again, and tell each reason once."""
-        known = self._refusal.detail if self._refusal else None
-        detail = str(exc)
-        self._delay_retry(digest, detail, retryable=not isinstance(exc, SelfCheckError), now=now)
-        if detail == known:
-            return None
-        accepted = self._state.assignment if self._state.desired_sha256 == digest else None
-        return self._record(now, "refused", accepted.release_id if accepted else None, detail)
-
-    def _delay_retry(self, digest: str, detail: str, *, retryable: bool, now: datetime) -> None:
-        failures = (self._refusal.failures if self._refusal else 0) + 1
+        known, detail = self._pause, str(exc)
+        failures = (known.failures if known else 0) + 1
+        retryable = exc.retryable or not isinstance(exc, AgentError)
         delay_s = decide_delay_s(self._limits.retry, failures=failures, retryable=retryable, rng=self._rng)
-        self._refusal = _Refusal(digest, detail, failures, now, timedelta(seconds=delay_s))
+        self._pause = _Pause(digest, detail, failures, now, timedelta(seconds=delay_s))
+        if known is not None and known.detail == detail:
+            return
+        accepted = self._state.assignment if self._state.desired_sha256 == digest else None
+        outcome = "postponed" if isinstance(exc, AgentError) and exc.retryable else "refused"
+        self._journal.record(now, outcome, accepted.release_id if accepted else None, detail)
 
-    def _installed_id(self) -> str | None:
-        return self._installed.manifest.release_id if self._installed else None
+    def _is_due(self, now: datetime) -> bool:
+        return self._pause is None or self._pause.is_over(now)
 
-    def _save(self, state: UpdaterState) -> None:
-        if state != self._state:
-            persist_state(self._state_file, state)
-            self._state = state
+    def _rest(self, stop: threading.Event, delay_s: float) -> None:
+        """Wait for the next turn; a release on trial is judged meanwhile."""
+        while delay_s > 0.0:
+            wait_s = min(delay_s, TRIAL_TICK_S) if self._seat.on_trial else delay_s
+            if stop.wait(wait_s):
+                return
+            delay_s -= wait_s
+            self.watch(self._wall_clock())
 
-    def _record(self, now: datetime, outcome: str, release_id: str | None, detail: str) -> UpdateEvent:
-        event = UpdateEvent(at=now, outcome=outcome, release_id=release_id, detail=detail)
-        self._report.record_update(event)
-        if outcome == "committed":
-            log.info("release %s committed", release_id)
-        else:
-            self._report.count_error(outcome)
-            log.warning("update %s: %s", outcome, detail)
-        return event
+    def _leave_trial(self) -> None:
+        """An end in good order is no sign against the release on trial."""
+        if self._seat.on_trial:
+            self._guarded(lambda at: self._apply(Stopped(), at), self._wall_clock())
+
+    @property
+    def _state(self) -> UpdaterState:
+        return self._journal.state
+
+    def _free_slot(self) -> SlotName:
+        """Return the slot that neither answers nor is the one to start from."""
+        kept = self._seat.kept
+        other: dict[str, SlotName] = {"a": "b", "b": "a"}
+        return other.get(kept.name, self._slots.idle()) if kept else self._slots.idle()
+
+    def _kept_id(self) -> str | None:
+        kept = self._seat.kept
+        return kept.manifest.release_id if kept else None
 
 
-def _load_manifest(path: Path) -> ReleaseManifest:
-    try:
-        return ReleaseManifest.from_bytes(path.read_bytes())
-    except OSError as exc:
-        raise AgentError(f"the manifest cannot be read: {exc}", retryable=True) from exc
+def _describe_step(attempt: Attempt, now: datetime) -> UpdateEvent:
+    detail = attempt.reason or f"number {attempt.number}, slot {attempt.slot}"
+    return UpdateEvent(at=now, outcome=attempt.phase.value, release_id=attempt.release_id, detail=detail)

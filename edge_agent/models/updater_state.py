@@ -1,30 +1,25 @@
-"""What the updater remembers over restarts: the floor, the accepted assignment, the release on trial."""
+"""What the updater remembers over restarts: the floor, the accepted assignment, how far the newest update came."""
 
 from __future__ import annotations
 
+import json
 import logging
+from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from curate.contracts.assignment import Assignment
-from curate.contracts.ids import SafeName, Sha256
+from curate.contracts.ids import Sha256
+from curate.contracts.telemetry import FINE_OUTCOMES, STEP_OUTCOMES, UpdateEvent
 from curate.errors import AgentError
-from edge_agent.durable import persist_bytes, seal, unseal
+from edge_agent.durable import make_folder, persist_bytes, seal, unseal
 from edge_agent.errors import CorruptFileError
 from edge_agent.models.trust import TrustFloor
+from edge_agent.models.update_machine import Attempt
+from edge_agent.report import DeviceReport
 
 log = logging.getLogger(__name__)
-
-
-class Trial(BaseModel):
-    """A release that is being loaded and checked right now; found at a start, the process died over it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    release_id: SafeName
-    desired_sha256: Sha256
-    starts: int = Field(ge=1)
 
 
 class UpdaterState(BaseModel):
@@ -34,9 +29,12 @@ class UpdaterState(BaseModel):
 
     floor: TrustFloor = TrustFloor()
     assignment: Assignment | None = None
+    """What is followed; where its settings could not be read, those of the one before stand in it."""
     desired_sha256: Sha256 | None = None
     """Digest of the whole `desired.json` that was accepted: the same bytes need no second look."""
-    trial: Trial | None = None
+    attempt: Attempt = Attempt()
+    last_event: UpdateEvent | None = None
+    """Written with the phase it tells of, so that a process that dies before it is reported still reports it."""
 
 
 def load_state(path: Path) -> UpdaterState:
@@ -44,11 +42,24 @@ def load_state(path: Path) -> UpdaterState:
     a device that waits for a person helps nobody, and the slots still bound what it runs."""
     try:
         header, _ = unseal(path.read_bytes())
-        return UpdaterState.model_validate_json(header)
     except FileNotFoundError:
         return UpdaterState()
-    except (OSError, CorruptFileError, ValidationError) as exc:
+    except (OSError, CorruptFileError) as exc:
         log.warning("the updater's state cannot be read and starts anew: %s", exc)
+        return UpdaterState()
+    try:
+        return UpdaterState.model_validate_json(header)
+    except ValidationError as exc:
+        log.warning("parts of the updater's state cannot be read: %s", exc)
+        return _salvage(header)
+
+
+def _salvage(header: bytes) -> UpdaterState:
+    """Keep the floor of a state that another version of the agent wrote."""
+    try:
+        return UpdaterState(floor=TrustFloor.model_validate(json.loads(header)["floor"]))
+    except (ValueError, KeyError, TypeError) as exc:
+        log.warning("the updater's floor cannot be read and starts anew: %s", exc)
         return UpdaterState()
 
 
@@ -59,7 +70,55 @@ def persist_state(path: Path, state: UpdaterState) -> None:
         AgentError: the disk refused.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         persist_bytes(path, seal(state.model_dump_json().encode()))
     except OSError as exc:
         raise AgentError(f"the updater's state was not saved: {exc}", retryable=True) from exc
+
+
+class UpdateJournal:
+    """What the updater knows and tells: the durable state, and events into the heartbeat. One thread writes."""
+
+    def __init__(self, path: Path, report: DeviceReport) -> None:
+        """Read what the last process left."""
+        self._path = path
+        self._report = report
+        self.state = load_state(path)
+        """The state; replaced as a whole, so that any thread may read it."""
+        self.told: UpdateEvent | None = None
+        """The newest event that is more than a step on the way; whoever asks for it resets it."""
+
+    def save(self, state: UpdaterState) -> None:
+        """Make the state durable, then the one to go by.
+
+        Raises:
+            AgentError: the disk refused; the old state holds.
+        """
+        if state != self.state:
+            persist_state(self._path, state)
+            self.state = state
+
+    def update(self, **changes: object) -> None:
+        """Save with these fields changed.
+
+        Raises:
+            AgentError: the disk refused; the old state holds.
+        """
+        self.save(self.state.model_copy(update=changes))
+
+    def record(self, now: datetime, outcome: str, release_id: str | None, detail: str) -> None:
+        """Tell of something that is no change of phase."""
+        self.tell(UpdateEvent(at=now, outcome=outcome, release_id=release_id, detail=detail))
+
+    def tell(self, event: UpdateEvent | None) -> None:
+        """Put an event into the heartbeat and the log."""
+        if event is None:
+            return
+        self._report.record_update(event)
+        if event.outcome not in STEP_OUTCOMES:
+            self.told = event
+        if event.outcome in FINE_OUTCOMES:
+            log.info("release %s: %s", event.release_id, event.outcome)
+        else:
+            self._report.count_error(event.outcome)
+            log.warning("update %s: %s", event.outcome, event.detail)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -14,11 +13,11 @@ from typing import Self
 
 from pydantic import Field
 
-from curate.contracts.capture import CaptureRecord
+from curate.contracts.capture import ArmOutcome, CaptureRecord
 from curate.contracts.document import Document
 from curate.contracts.feedback import Feedback
 from curate.contracts.ids import SAFE_NAME
-from edge_agent.durable import TEMPORARY_SUFFIX, persist_bytes, seal, sync_folder, unseal
+from edge_agent.durable import TEMPORARY_SUFFIX, make_folder, persist_bytes, seal, sync_folder, unseal
 from edge_agent.ledger import Totals
 
 log = logging.getLogger(__name__)
@@ -27,7 +26,6 @@ CAPTURE_SUFFIX = ".capture"
 FEEDBACK_SUFFIX = ".feedback"
 BATCH_SUFFIX = ".batch"
 REASON_SUFFIX = ".reason"
-DISK_FULL_CODES = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Snapshot(Document):
@@ -35,12 +33,34 @@ class Snapshot(Document):
 
     revision: int = Field(ge=1)
     totals: Totals
+    removing: list[str] = Field(default_factory=list)
+    """Files already counted as acknowledged or evicted. Recovery removes them without counting again."""
 
 
 class CaptureHeader(Snapshot):
     """Header of a `.capture` file, with the totals after this capture; the payload is its JPEG."""
 
     record: CaptureRecord
+
+
+class SketchedPrediction(Document):
+    """What retention needs of a prediction."""
+
+    prediction_id: str
+    scores: dict[str, float] = Field(default_factory=dict)
+
+
+class SketchedRecord(Document):
+    """What the index needs of a record."""
+
+    prediction: SketchedPrediction
+    arms: list[ArmOutcome]
+
+
+class CaptureSketch(Snapshot):
+    """A capture's header without what only the cloud needs: recovery reads tens of thousands."""
+
+    record: SketchedRecord
 
 
 class FeedbackHeader(Snapshot):
@@ -62,8 +82,6 @@ class BatchHeader(Document):
 class SpoolState(Snapshot):
     """The `state` file: totals, and what cannot be told from the other files."""
 
-    removing: list[str] = Field(default_factory=list)
-    """Files already counted as acknowledged or evicted. Recovery removes them without counting again."""
     uploaded_batches: list[str] = Field(default_factory=list)
     uploaded_captures: list[int] = Field(default_factory=list)
 
@@ -110,7 +128,7 @@ class SpoolFolder:
     def create(self) -> None:
         """Make the folders and remove what a crash left half-written."""
         for folder in self._folders():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 log.info("removed a half-written file: %s", leftover.name)
                 leftover.unlink()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import islice
 
 from edge_agent.spool.files import Batch, Receipt
-from edge_agent.spool.retention import Held
+from edge_agent.spool.retention import Held, Ordered, Stake, choose_to_send
 
 LONG_AGO = float("-inf")
 REMEMBERED_PREDICTIONS = 20_000
@@ -14,7 +16,17 @@ REMEMBERED_RECEIPTS = 4096
 """Of verdicts that have left; all that are still held are remembered anyway."""
 
 
-@dataclass(frozen=True)
+class CapturePlace(Enum):
+    """Where a capture is on its way to the cloud."""
+
+    WAITING = "waiting"
+    IN_BATCH = "in_batch"
+    UPLOADED = "uploaded"
+    ACKNOWLEDGED = "acknowledged"
+    EVICTED = "evicted"
+
+
+@dataclass(frozen=True, slots=True)
 class _Waiting:
     held: Held
     since_s: float
@@ -40,7 +52,10 @@ class SpoolIndex:
         """Places in a boot's sequence whose batch was lost; the cloud waits there until an empty one fills each."""
         self.uploaded_batches: frozenset[str] = frozenset()
         self.uploaded_captures: frozenset[int] = frozenset()
-        self.used_bytes = 0
+        self.held_bytes: dict[Stake, int] = dict.fromkeys(Stake, 0)
+        """Frozen captures included."""
+        self._by_rank = {stake: Ordered(lambda held: held.rank) for stake in Stake}
+        self._by_turn = Ordered(lambda held: held.turn)
         self._waiting: dict[int, _Waiting] = {}
         self._frozen: dict[int, Held] = {}
         self._waiting_feedback: dict[int, float] = {}
@@ -49,6 +64,7 @@ class SpoolIndex:
         self._receipts: dict[str, Receipt] = {}
         self.left_receipts: tuple[Receipt, ...] = ()
         self._predictions: dict[str, int] = {}
+        self._acknowledged: dict[int, None] = {}
 
     @property
     def captures(self) -> int:
@@ -62,11 +78,17 @@ class SpoolIndex:
 
     def add_capture(self, held: Held, *, prediction_id: str, since_s: float) -> None:
         """Add a capture; `since_s` is the monotonic time of its arrival."""
-        self._waiting[held.sequence] = _Waiting(held, since_s)
-        self.used_bytes += held.size_bytes
-        self._predictions[prediction_id] = held.sequence
-        if len(self._predictions) > REMEMBERED_PREDICTIONS:
-            del self._predictions[next(iter(self._predictions))]
+        self.add_captures([(held, prediction_id)], since_s=since_s)
+
+    def add_captures(self, captures: Sequence[tuple[Held, str]], *, since_s: float) -> None:
+        """Add captures with their prediction ids, in order of arrival."""
+        for held, prediction_id in captures:
+            self._waiting[held.sequence] = _Waiting(held, since_s)
+            self.held_bytes[held.stake] += held.size_bytes
+            self._predictions[prediction_id] = held.sequence
+            if len(self._predictions) > REMEMBERED_PREDICTIONS:
+                del self._predictions[next(iter(self._predictions))]
+        self._line_up([held for held, _ in captures])
 
     def add_feedback(self, sequence: int, receipt: Receipt, *, since_s: float) -> None:
         """Add a piece of feedback."""
@@ -82,12 +104,25 @@ class SpoolIndex:
         """Forget captures, wherever they are; return how many were held."""
         removed = [self._pop_capture(sequence) for sequence in sequences]
         found = [held for held in removed if held is not None]
-        self.used_bytes -= sum(held.size_bytes for held in found)
+        for held in found:
+            self.held_bytes[held.stake] -= held.size_bytes
         return len(found)
 
     def _pop_capture(self, sequence: int) -> Held | None:
+        return self._pop_waiting(sequence) or self._frozen.pop(sequence, None)
+
+    def _pop_waiting(self, sequence: int) -> Held | None:
         waiting = self._waiting.pop(sequence, None)
-        return waiting.held if waiting else self._frozen.pop(sequence, None)
+        if waiting is None:
+            return None
+        self._by_rank[waiting.held.stake].discard(waiting.held)
+        self._by_turn.discard(waiting.held)
+        return waiting.held
+
+    def _line_up(self, captures: Sequence[Held]) -> None:
+        for stake, line in self._by_rank.items():
+            line.update([held for held in captures if held.stake is stake])
+        self._by_turn.update(captures)
 
     def remove_feedback(self, sequences: Iterable[int]) -> None:
         """Forget feedback, wherever it is, as if it had never come."""
@@ -122,29 +157,48 @@ class SpoolIndex:
         sequence = self._predictions.get(prediction_id)
         return sequence if sequence is not None and self.holds(sequence) else None
 
-    def evictable(self) -> Iterable[Held]:
-        """Return the captures no batch names."""
-        return (waiting.held for waiting in self._waiting.values())
+    def capture_place(self, prediction_id: str) -> CapturePlace | None:
+        """Return where that prediction's capture is, or None when none was added lately."""
+        sequence = self._predictions.get(prediction_id)
+        if sequence is None:
+            return None
+        if sequence in self._waiting:
+            return CapturePlace.WAITING
+        if sequence in self._frozen:
+            return CapturePlace.UPLOADED if sequence in self.uploaded_captures else CapturePlace.IN_BATCH
+        return CapturePlace.ACKNOWLEDGED if sequence in self._acknowledged else CapturePlace.EVICTED
+
+    def evictable(self) -> Mapping[Stake, Iterable[Held]]:
+        """Return the captures no batch names, of each stake the lowest rank first."""
+        return self._by_rank
 
     def is_due(self, *, now_s: float, max_captures: int, max_age_s: float) -> bool:
-        """Return whether enough waits, or something has waited long enough, for a batch."""
-        if len(self._waiting) >= max_captures:
+        """Return whether enough waits, or something has waited long enough, for a batch.
+
+        With `max_captures` 0 only feedback counts.
+        """
+        if max_captures and len(self._waiting) >= max_captures:
             return True
-        first = [waiting.since_s for waiting in self._waiting.values()][:1]
-        first += list(self._waiting_feedback.values())[:1]
+        first = list(islice(self._waiting_feedback.values(), 1))
+        if max_captures:
+            first += [waiting.since_s for waiting in islice(self._waiting.values(), 1)]
         return bool(first) and now_s - min(first) >= max_age_s
 
-    def oldest(self, *, max_captures: int, max_feedback: int) -> tuple[Sequence[int], Sequence[int]]:
-        """Return the captures and the feedback that have waited longest."""
-        return list(self._waiting)[:max_captures], list(self._waiting_feedback)[:max_feedback]
+    def next_to_send(
+        self, *, max_captures: int, max_feedback: int, oldest_share: float
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the captures for a batch, the most valuable and a share of the oldest, and the oldest feedback."""
+        oldest = list(islice(self._waiting, max_captures))
+        captures = choose_to_send(self._by_turn, oldest, count=max_captures, oldest_share=oldest_share)
+        return captures, list(islice(self._waiting_feedback, max_feedback))
 
     def freeze(self, batch: Batch) -> None:
         """Add the batch and take what it names out of waiting."""
         self.batches[batch.name] = batch
         self.gaps.pop(batch.name, None)
         for sequence in batch.captures:
-            if sequence in self._waiting:
-                self._frozen[sequence] = self._waiting.pop(sequence).held
+            if (held := self._pop_waiting(sequence)) is not None:
+                self._frozen[sequence] = held
         for sequence in batch.feedback:
             if self._waiting_feedback.pop(sequence, None) is not None:
                 self._frozen_feedback.add(sequence)
@@ -158,6 +212,7 @@ class SpoolIndex:
         self.gaps[batch.name] = replace(batch, captures=(), feedback=())
         again = {n: _Waiting(self._frozen.pop(n), LONG_AGO) for n in batch.captures if n in self._frozen}
         self._waiting = again | self._waiting
+        self._line_up([waiting.held for waiting in again.values()])
         feedback = [n for n in batch.feedback if n in self._frozen_feedback]
         self._frozen_feedback.difference_update(feedback)
         self._waiting_feedback = dict.fromkeys(feedback, LONG_AGO) | self._waiting_feedback
@@ -182,4 +237,7 @@ class SpoolIndex:
         for batch in departure.batches:
             del self.batches[batch.name]
         self.remove_captures(departure.captures)
+        self._acknowledged |= dict.fromkeys(sorted(departure.captures))
+        for sequence in list(self._acknowledged)[:-REMEMBERED_PREDICTIONS]:
+            del self._acknowledged[sequence]
         self.remove_feedback(departure.feedback)

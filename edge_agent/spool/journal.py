@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from edge_agent.durable import persist_bytes, remove_files
+from edge_agent.durable import DISK_FULL_CODES, remove_files, write_durably
 from edge_agent.ledger import Ledger, Totals
-from edge_agent.spool.files import DISK_FULL_CODES, SpoolFolder, SpoolState
+from edge_agent.spool.files import SpoolFolder, SpoolState
 from edge_agent.spool.index import SpoolIndex
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ class SpoolJournal:
         self._ledger = ledger
         self._revision = revision
         self._removing: tuple[Path, ...] = ()
+        self._unlinked: set[Path] = set()
+        """Those of them that are gone, unless the power goes before their folder is synced."""
         self._persisted: Totals | None = None
 
     def next_revision(self) -> int:
@@ -36,15 +38,30 @@ class SpoolJournal:
         self._revision += 1
         return self._revision
 
-    def persist_new(self, path: Path, raw: bytes) -> None:
-        """Write a new file, which exists only if this returns."""
+    def leaving(self, also: Sequence[Path] = ()) -> list[str]:
+        """Return what the next durable write must name: files counted as gone that a crash might bring back."""
+        return [path.relative_to(self._folder.root).as_posix() for path in (*self._removing, *also)]
+
+    def persist_new(self, path: Path, raw: bytes, *, replaces: Sequence[Path] = ()) -> None:
+        """Write a new file, which exists only if this returns, and let the files that gave way to it go.
+
+        Its header must name what is `leaving(replaces)`: that makes coming and going one commit. The removals become
+        durable with the next write in their folder.
+        """
         try:
-            persist_bytes(path, raw)
+            write_durably(path, raw)
         except OSError:
             # Renamed but perhaps not durable: the caller reports a failure, so the file must not turn up later.
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             raise
+        gone = {left for left in self._removing if left.parent == path.parent and left in self._unlinked}
+        self._removing = (*(left for left in self._removing if left not in gone), *replaces)
+        self._unlinked -= gone
+        for left in replaces:
+            with contextlib.suppress(OSError):  # the next `persist_changes` tries again
+                left.unlink(missing_ok=True)
+                self._unlinked.add(left)
 
     def commit(
         self,
@@ -58,27 +75,29 @@ class SpoolJournal:
         index = self._index
         batches = index.uploaded_batches if uploaded_batches is None else uploaded_batches
         captures = index.uploaded_captures if uploaded_captures is None else uploaded_captures
-        leaving = (*self._removing, *removing)
         totals = self._ledger.totals().plus(change)
         state = SpoolState(
             revision=self.next_revision(),
             totals=totals,
-            removing=[path.relative_to(self._folder.root).as_posix() for path in leaving],
+            removing=self.leaving(removing),
             uploaded_batches=sorted(batches),
             uploaded_captures=sorted(captures),
         )
         self.insist(partial(self._folder.persist_state, state), removing)
         self._ledger.add(change)
         self._persisted = totals
-        index.uploaded_batches, index.uploaded_captures, self._removing = batches, captures, leaving
+        index.uploaded_batches, index.uploaded_captures = batches, captures
+        self._removing = (*self._removing, *removing)
 
     def insist(self, persist: Callable[[], None], removing: Sequence[Path]) -> None:
         """Write what makes room also on a full disk: files that leave anyway go first, until there is room.
 
-        A crash right here counts captures as evicted and sends feedback once more; so its own files must stay.
+        A crash right here counts captures as evicted and sends feedback once more; so its own files must stay, and
+        the newest capture, without which nothing on the disk may know of it.
         """
+        newest = self._folder.capture_path(self._ledger.totals().spooled)  # may be the only file that counts itself
         for path in removing:
-            if path.parent != self._folder.feedback:
+            if path.parent != self._folder.feedback and path != newest:
                 try:
                     return persist()
                 except OSError as exc:
@@ -102,3 +121,4 @@ class SpoolJournal:
             log.warning("counted files could not be removed yet: %s", exc)
             return
         self._removing = ()
+        self._unlinked.clear()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from curate.contracts.document import Document
 from curate.errors import ContractError
-from edge_agent.durable import load_header, remove_files
+from edge_agent.durable import load_header_and_size, remove_files
 from edge_agent.errors import CorruptFileError
 from edge_agent.ledger import Totals
 from edge_agent.spool.files import (
@@ -19,7 +20,7 @@ from edge_agent.spool.files import (
     FEEDBACK_SUFFIX,
     Batch,
     BatchHeader,
-    CaptureHeader,
+    CaptureSketch,
     FeedbackHeader,
     Receipt,
     Snapshot,
@@ -27,14 +28,16 @@ from edge_agent.spool.files import (
     SpoolState,
 )
 from edge_agent.spool.index import LONG_AGO, SpoolIndex
-from edge_agent.spool.retention import Held, capture_value
+from edge_agent.spool.retention import Held, weigh
 
 log = logging.getLogger(__name__)
 
 HeaderT = TypeVar("HeaderT", bound=Document)
+SnapshotT = TypeVar("SnapshotT", bound=Snapshot)
+ItemT = TypeVar("ItemT")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """One capture found in the folder."""
 
@@ -60,9 +63,8 @@ class Recovered:
     def make_index(self) -> SpoolIndex:
         """Return an index of all this."""
         index = SpoolIndex()
-        for found in self.captures:
-            # What waited in an earlier process has waited long enough.
-            index.add_capture(found.held, prediction_id=found.prediction_id, since_s=LONG_AGO)
+        # What waited in an earlier process has waited long enough.
+        index.add_captures([(found.held, found.prediction_id) for found in self.captures], since_s=LONG_AGO)
         for sequence, receipt in self.feedback.items():
             index.add_feedback(sequence, receipt, since_s=LONG_AGO)
         index.replace_left_receipts(self.left_receipts)
@@ -82,41 +84,41 @@ def recover(folder: SpoolFolder) -> Recovered:
     """
     folder.create()
     state = _load_state(folder)
-    remove_files(folder.root / name for name in state.removing)
-    captures, bad_captures = _load_numbered(folder, folder.captures, CAPTURE_SUFFIX, CaptureHeader)
-    feedback, bad_feedback = _load_numbered(folder, folder.feedback, FEEDBACK_SUFFIX, FeedbackHeader)
+    captures = _survey(folder, folder.captures, CAPTURE_SUFFIX, CaptureSketch, _found)
+    feedback = _survey(folder, folder.feedback, FEEDBACK_SUFFIX, FeedbackHeader, _receipt)
+    newest = max([state, *captures.newest, *feedback.newest], key=lambda snapshot: snapshot.revision)
+    _finish_removals(folder, {*state.removing, *newest.removing}, captures.good, feedback.good)
     batches, gaps = _load_batches(folder)
-    newest: Snapshot = max([state, *captures.values(), *feedback.values()], key=lambda snapshot: snapshot.revision)
     # A number above the newest truth belongs to a put that was reported as failed but left its file.
-    _remove_above(newest.totals.spooled, captures, folder.capture_path)
-    _remove_above(newest.totals.feedback_spooled, feedback, folder.feedback_path)
+    _remove_above(newest.totals.spooled, captures.good, folder.capture_path)
+    _remove_above(newest.totals.feedback_spooled, feedback.good, folder.feedback_path)
     return Recovered(
         revision=max([newest.revision, *(batch.revision for batch in batches)]),
         totals=reconcile(
             newest.totals,
-            captures=len(captures),
-            feedback=len(feedback),
-            highest_capture=max(
-                [*captures, *bad_captures, *(n for batch in batches for n in batch.captures)], default=0
-            ),
-            highest_feedback=max(
-                [*feedback, *bad_feedback, *(n for batch in batches for n in batch.feedback)], default=0
-            ),
+            captures=len(captures.good),
+            unreadable=len(captures.bad),
+            feedback=len(feedback.good),
+            highest_capture=max([*captures.numbers, *(n for batch in batches for n in batch.captures)], default=0),
+            highest_feedback=max([*feedback.numbers, *(n for batch in batches for n in batch.feedback)], default=0),
         ),
-        captures=tuple(_found(folder, sequence, header) for sequence, header in captures.items()),
-        feedback={sequence: Receipt.of(header.feedback) for sequence, header in feedback.items()},
+        captures=tuple(captures.good.values()),
+        feedback=feedback.good,
         left_receipts=_load_receipts(folder),
         batches=batches,
         gaps=gaps,
         uploaded_batches=frozenset(state.uploaded_batches) & {batch.name for batch in (*batches, *gaps)},
-        uploaded_captures=frozenset(state.uploaded_captures) & captures.keys(),
+        uploaded_captures=frozenset(state.uploaded_captures) & captures.good.keys(),
     )
 
 
-def reconcile(totals: Totals, *, captures: int, feedback: int, highest_capture: int, highest_feedback: int) -> Totals:
+def reconcile(
+    totals: Totals, *, captures: int, unreadable: int, feedback: int, highest_capture: int, highest_feedback: int
+) -> Totals:
     """Return totals that agree with what lies in the folder: how many good files, up to which number. Pure.
 
-    A capture the totals expect and the folder lacks (unreadable, lost by the disk) counts as evicted. Files
+    A capture the totals expect and the folder lacks (`unreadable` of them just found, others lost by the disk)
+    counts as evicted. Files
     the totals never heard of (the newest file is unreadable, the state was lost) count as selected and
     spooled. Feedback that is lost stays pending for ever: it was never delivered and the number says so.
     """
@@ -124,7 +126,9 @@ def reconcile(totals: Totals, *, captures: int, feedback: int, highest_capture: 
     pending_feedback = totals.feedback_spooled - totals.feedback_acknowledged
     unheard_feedback = max(highest_feedback - totals.feedback_spooled, feedback - pending_feedback, 0)
     totals = totals.plus(Totals(selected=unheard, spooled=unheard, feedback_spooled=unheard_feedback))
-    return totals.plus(Totals(evicted=totals.pending - captures))
+    missing = totals.pending - captures
+    unreadable = min(unreadable, missing)
+    return totals.plus(Totals.eviction("unreadable", unreadable)).plus(Totals.eviction("lost", missing - unreadable))
 
 
 def _load_state(folder: SpoolFolder) -> SpoolState:
@@ -144,19 +148,56 @@ def _load_receipts(folder: SpoolFolder) -> tuple[Receipt, ...]:
         return ()
 
 
-def _load_numbered(
-    folder: SpoolFolder, where: Path, suffix: str, kind: type[HeaderT]
-) -> tuple[dict[int, HeaderT], set[int]]:
-    """Return the readable headers by number, and the numbers of what went to quarantine."""
-    headers: dict[int, HeaderT] = {}
-    bad: set[int] = set()
+@dataclass
+class _Survey(Generic[ItemT]):
+    """What numbered files say, without their headers: tens of thousands of those are too much to hold."""
+
+    good: dict[int, ItemT] = field(default_factory=dict)
+    bad: set[int] = field(default_factory=set)
+    """Those that went to quarantine."""
+    newest: list[Snapshot] = field(default_factory=list)
+    """One, or none."""
+
+    @property
+    def numbers(self) -> Iterator[int]:
+        return chain(self.good, self.bad)
+
+
+def _survey(
+    folder: SpoolFolder,
+    where: Path,
+    suffix: str,
+    kind: type[SnapshotT],
+    digest: Callable[[int, SnapshotT, int], ItemT],
+) -> _Survey[ItemT]:
+    """Read the headers of a folder's files; `digest` keeps what is needed of number, header and size in bytes."""
+    survey = _Survey[ItemT]()
     for sequence, path in folder.numbered(where, suffix):
-        header = _load(folder, path, kind)
-        if header is None:
-            bad.add(sequence)
-        else:
-            headers[sequence] = header
-    return headers, bad
+        loaded = _load(folder, path, kind)
+        if loaded is None:
+            survey.bad.add(sequence)
+            continue
+        header, size_bytes = loaded
+        survey.good[sequence] = digest(sequence, header, size_bytes)
+        seen: list[Snapshot] = [header, *survey.newest]
+        survey.newest = [max(seen, key=lambda snapshot: snapshot.revision)]
+    return survey
+
+
+def _finish_removals(
+    folder: SpoolFolder,
+    names: set[str],
+    captures: dict[int, Found],
+    feedback: dict[int, Receipt],
+) -> None:
+    """Remove what was counted as gone before the crash, from the folder and from what was found."""
+    paths = sorted(folder.root / name for name in names)
+    remove_files(paths)
+    for path in paths:
+        if path.suffix == CAPTURE_SUFFIX:
+            captures.pop(int(path.stem), None)
+        elif path.suffix == FEEDBACK_SUFFIX:
+            feedback.pop(int(path.stem), None)
 
 
 def _load_batches(folder: SpoolFolder) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
@@ -164,8 +205,9 @@ def _load_batches(folder: SpoolFolder) -> tuple[tuple[Batch, ...], tuple[Batch, 
     batches, gaps = [], []
     for path in sorted(folder.outbox.glob(f"*{BATCH_SUFFIX}")):
         place = folder.parse_batch_path(path)
-        header = _load(folder, path, BatchHeader, stays=place is not None)
-        if header is not None:
+        found = _load(folder, path, BatchHeader, stays=place is not None)
+        if found is not None:
+            header = found[0]
             batches.append(
                 Batch(header.revision, header.boot_id, header.sequence, tuple(header.captures), tuple(header.feedback))
             )
@@ -194,15 +236,17 @@ def find_gaps(batches: Sequence[Batch], known: Sequence[Batch]) -> list[Batch]:
     return [gap for gap in between if gap not in known]
 
 
-def _load(folder: SpoolFolder, path: Path, kind: type[HeaderT], *, stays: bool = False) -> HeaderT | None:
+def _load(folder: SpoolFolder, path: Path, kind: type[HeaderT], *, stays: bool = False) -> tuple[HeaderT, int] | None:
+    """Return a file's header and its size in bytes; None when it went to quarantine."""
     try:
-        return kind.from_bytes(load_header(path))
+        header, size_bytes = load_header_and_size(path)
+        return kind.from_bytes(header), size_bytes
     except (CorruptFileError, ContractError, OSError) as exc:
         folder.set_aside(path, str(exc), stays=stays)
         return None
 
 
-def _remove_above(limit: int, found: dict[int, HeaderT], path_of: Callable[[int], Path]) -> None:
+def _remove_above(limit: int, found: dict[int, ItemT], path_of: Callable[[int], Path]) -> None:
     above = [sequence for sequence in found if sequence > limit]
     for sequence in above:
         log.info("removed the leftover of a failed write: %s", path_of(sequence).name)
@@ -210,7 +254,11 @@ def _remove_above(limit: int, found: dict[int, HeaderT], path_of: Callable[[int]
     remove_files(path_of(sequence) for sequence in above)
 
 
-def _found(folder: SpoolFolder, sequence: int, header: CaptureHeader) -> Found:
-    value = capture_value(outcome.arm for outcome in header.record.arms if outcome.kept)
-    size_bytes = folder.capture_path(sequence).stat().st_size
-    return Found(Held(sequence, size_bytes, value), header.record.prediction.prediction_id)
+def _found(sequence: int, header: CaptureSketch, size_bytes: int) -> Found:
+    record = header.record
+    stake, worth = weigh((outcome.arm for outcome in record.arms if outcome.kept), record.prediction.scores)
+    return Found(Held(sequence, size_bytes, stake, worth), record.prediction.prediction_id)
+
+
+def _receipt(_sequence: int, header: FeedbackHeader, _size_bytes: int) -> Receipt:
+    return Receipt.of(header.feedback)

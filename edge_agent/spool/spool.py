@@ -13,54 +13,37 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 from curate.contracts.capture import BatchRecord, CaptureRecord
+from curate.contracts.device_settings import RetentionSpec
 from curate.contracts.feedback import Feedback
 from curate.contracts.ids import BootId, DeviceId
 from curate.contracts.telemetry import DeviceCounters
 from curate.errors import ContractError
-from edge_agent.durable import seal
+from edge_agent.clock import Clock
+from edge_agent.durable import DISK_FULL_CODES, seal
 from edge_agent.errors import CorruptFileError, SpoolUnavailableError
 from edge_agent.ledger import Ledger, Totals
-from edge_agent.spool.files import (
-    DISK_FULL_CODES,
-    Batch,
-    CaptureHeader,
-    FeedbackHeader,
-    Receipt,
-    SpoolFolder,
-)
+from edge_agent.spool.admission import Admission
+from edge_agent.spool.files import Batch, FeedbackHeader, Receipt, SpoolFolder
+from edge_agent.spool.index import CapturePlace
 from edge_agent.spool.journal import SpoolJournal
+from edge_agent.spool.limits import SpoolLimits
 from edge_agent.spool.recovery import Recovered, recover
-from edge_agent.spool.retention import Held, capture_value, plan_eviction
+from edge_agent.spool.stamps import restamp
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = "unreadable"
+REFUSED = "refused"
+
 # Refusals of the system, not of the file: the file may be perfectly good.
 _PASSING_CODES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
-
-
-@dataclass(frozen=True)
-class SpoolLimits:
-    """Bounds of the spool and of its batches."""
-
-    max_bytes: int = 512 * 1024 * 1024
-    """Sum of the capture files."""
-    min_free_bytes: int = 32 * 1024 * 1024
-    """Room left on the disk for what makes room again (freezing, acknowledging) and for the rest of the agent."""
-    max_feedback: int = 10_000
-    """Feedback waiting on the device; more is refused."""
-    batch_max_captures: int = 32
-    batch_max_feedback: int = 256
-    batch_max_age_s: float = 10.0
-    """A batch is frozen when something has waited this long, full or not."""
-    max_batches: int = 16
-    """Frozen batches without an acknowledgement; what is frozen cannot be evicted."""
 
 
 class Spool:
@@ -77,7 +60,9 @@ class Spool:
         *,
         device_id: DeviceId | str,
         boot_id: BootId | str,
+        clock: Clock,
         monotonic: Callable[[], float],
+        retention: Callable[[], RetentionSpec],
         recovered: Recovered,
     ) -> None:
         """Use `Spool.open`."""
@@ -86,11 +71,17 @@ class Spool:
         self._folder = folder
         self._limits = limits
         self._ledger = ledger
+        self._clock = clock
         self._monotonic = monotonic
         self._lock = threading.RLock()
         self._index = recovered.make_index()
         self._journal = SpoolJournal(folder, self._index, ledger, revision=recovered.revision)
+        self._admission = Admission(
+            folder, self._index, self._journal, ledger, limits, clock=clock, monotonic=monotonic, retention=retention
+        )
         self._batch_sequence = 0
+        self._most_captures = limits.batch_max_captures
+        self._most_feedback = limits.batch_max_feedback
         self._quarantined = folder.count_quarantined()
 
     @classmethod
@@ -102,11 +93,13 @@ class Spool:
         *,
         device_id: DeviceId | str,
         boot_id: BootId | str,
+        clock: Clock | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        retention: Callable[[], RetentionSpec] = RetentionSpec,
     ) -> Self:
         """Recover what a crash left, then open. Adds the recovered totals to the (new) ledger.
 
-        `boot_id` names this run of the process and must be new each time.
+        `boot_id` names this run of the process and must be new each time. `retention` is asked at each decision.
 
         Raises:
             SpoolUnavailableError: the folder cannot be used.
@@ -116,7 +109,15 @@ class Spool:
             recovered = recover(folder)
         ledger.add(recovered.totals)
         spool = cls(
-            folder, limits, ledger, device_id=device_id, boot_id=boot_id, monotonic=monotonic, recovered=recovered
+            folder,
+            limits,
+            ledger,
+            device_id=device_id,
+            boot_id=boot_id,
+            clock=clock or Clock(),
+            monotonic=monotonic,
+            retention=retention,
+            recovered=recovered,
         )
         spool.persist()
         return spool
@@ -127,57 +128,13 @@ class Spool:
         """Keep a capture: True when it is durable, False when it was dropped (counted, with the reason)."""
         with self._lock:
             try:
-                reason = self._try_put(draft, jpeg)
+                reason = self._admission.admit(draft, jpeg)
             except OSError as exc:
                 log.warning("a capture was dropped: %s", exc)
                 reason = "disk_full" if exc.errno in DISK_FULL_CODES else "disk_error"
             if reason is not None:
                 self._ledger.add(Totals(selected=1, dropped={reason: 1}))
         return reason is None
-
-    def _try_put(self, record: CaptureRecord, jpeg: bytes) -> str | None:
-        arms = [outcome.arm for outcome in record.arms if outcome.kept]
-        change = Totals(selected=1, spooled=1, captured={arm.value: 1 for arm in arms})
-        value = capture_value(arms)
-        raw = self._seal_capture(record, jpeg, change)
-        if self._folder.free_bytes() - len(raw) < self._limits.min_free_bytes:
-            return "disk_full"
-        evicted = self._make_room(len(raw), value)
-        if evicted is None:
-            return "spool_full"
-        if evicted:
-            raw = self._seal_capture(record, jpeg, change)  # the totals have moved on
-        sequence = self._ledger.totals().spooled + 1
-        self._journal.persist_new(self._folder.capture_path(sequence), raw)
-        self._index.add_capture(
-            Held(sequence, len(raw), value),
-            prediction_id=record.prediction.prediction_id,
-            since_s=self._monotonic(),
-        )
-        self._ledger.add(change)
-        return None
-
-    def _seal_capture(self, record: CaptureRecord, jpeg: bytes, change: Totals) -> bytes:
-        totals = self._ledger.totals().plus(change)
-        return seal(
-            CaptureHeader(revision=self._journal.next_revision(), totals=totals, record=record).to_bytes(), jpeg
-        )
-
-    def _make_room(self, incoming_bytes: int, value: int) -> int | None:
-        """Evict for a newcomer; return how many, or None when it may not come in."""
-        plan = plan_eviction(
-            self._index.evictable(),
-            used_bytes=self._index.used_bytes,
-            max_bytes=self._limits.max_bytes,
-            incoming_bytes=incoming_bytes,
-            incoming_value=value,
-        )
-        if plan.evict:
-            paths = [self._folder.capture_path(sequence) for sequence in plan.evict]
-            self._journal.commit(Totals(evicted=len(plan.evict)), removing=paths)
-            self._index.remove_captures(plan.evict)
-            self._journal.finish_removals()
-        return len(plan.evict) if plan.admit else None
 
     def is_captured(self, prediction_id: str) -> bool:
         """Return whether a frame of that prediction was kept lately. Takes no lock."""
@@ -196,6 +153,11 @@ class Spool:
             loaded = None if sequence is None else self.load_capture(sequence)
         return loaded[1] if loaded else None
 
+    def capture_place(self, prediction_id: str) -> CapturePlace | None:
+        """Return where that prediction's capture is, or None when none was kept lately."""
+        with self._lock:
+            return self._index.capture_place(prediction_id)
+
     def put_feedback(self, feedback: Feedback) -> None:
         """Keep a person's verdict; durable when it returns.
 
@@ -207,7 +169,12 @@ class Spool:
                 raise SpoolUnavailableError("too much feedback waits on this device", hint="check the uplink")
             change = Totals(feedback_spooled=1)
             totals = self._ledger.totals().plus(change)
-            header = FeedbackHeader(revision=self._journal.next_revision(), totals=totals, feedback=feedback)
+            header = FeedbackHeader(
+                revision=self._journal.next_revision(),
+                totals=totals,
+                removing=self._journal.leaving(),
+                feedback=feedback,
+            )
             self._journal.persist_new(self._folder.feedback_path(totals.feedback_spooled), seal(header.to_bytes()))
             self._index.add_feedback(totals.feedback_spooled, Receipt.of(feedback), since_s=self._monotonic())
             self._ledger.add(change)
@@ -231,9 +198,10 @@ class Spool:
         with self._lock, _disk():
             self._journal.persist_changes()
 
-    def freeze_batch(self, now: datetime) -> Batch | None:
-        """Freeze the oldest waiting captures and feedback into a batch, durably; None when nothing is due.
+    def freeze_batch(self, now: datetime, *, captures: bool = True) -> Batch | None:
+        """Freeze waiting captures and feedback into a batch, durably; None when nothing is due.
 
+        The most valuable captures go first, with a share for the oldest; without `captures` only feedback goes.
         A file that is gone or fails its checksum goes to quarantine and the batch goes on without it.
         A gap that an unreadable batch has left is filled first: the cloud acknowledges no further than a gap.
 
@@ -241,21 +209,21 @@ class Spool:
             SpoolUnavailableError: the disk refused; nothing is frozen.
         """
         limits = self._limits
+        most = self._most_captures if captures else 0
         with self._lock, _disk():
             if self._index.gaps:
                 return self._freeze(now, next(iter(self._index.gaps.values())), {}, {})
-            due = self._index.is_due(
-                now_s=self._monotonic(), max_captures=limits.batch_max_captures, max_age_s=limits.batch_max_age_s
-            )
+            due = self._index.is_due(now_s=self._monotonic(), max_captures=most, max_age_s=limits.batch_max_age_s)
             if not due or len(self._index.batches) >= limits.max_batches:
                 return None
-            waiting = self._index.oldest(max_captures=limits.batch_max_captures, max_feedback=limits.batch_max_feedback)
-            captures = self._load_records(waiting[0])
-            feedback = self._load_feedback(waiting[1])
-            if not captures and not feedback:
+            sequences = self._index.next_to_send(
+                max_captures=most, max_feedback=self._most_feedback, oldest_share=limits.batch_oldest_share
+            )
+            records, feedback = self._load_records(sequences[0]), self._load_feedback(sequences[1])
+            if not records and not feedback:
                 return None
-            place = Batch(0, self.boot_id, self._batch_sequence + 1, tuple(captures), tuple(feedback))
-            batch = self._freeze(now, place, captures, feedback)
+            place = Batch(0, self.boot_id, self._batch_sequence + 1, tuple(records), tuple(feedback))
+            batch = self._freeze(now, place, records, feedback)
             self._batch_sequence = batch.sequence
             return batch
 
@@ -282,7 +250,8 @@ class Spool:
 
     def _load_records(self, sequences: Sequence[int]) -> dict[int, CaptureRecord]:
         loaded = {sequence: self.load_capture(sequence) for sequence in sequences}
-        return {sequence: found[0] for sequence, found in loaded.items() if found is not None}
+        state = self._clock.state()
+        return {n: restamp(found[0], state, boot_id=self.boot_id) for n, found in loaded.items() if found is not None}
 
     def _load_feedback(self, sequences: Sequence[int]) -> dict[int, Feedback]:
         loaded = {}
@@ -303,9 +272,48 @@ class Spool:
                 return self._folder.load_capture(sequence)
         return None
 
-    def _lose_capture(self, sequence: int) -> None:
-        self._ledger.add(Totals(evicted=self._index.remove_captures([sequence])))
+    def _lose_capture(self, sequence: int, reason: str = UNREADABLE) -> None:
+        self._ledger.add(Totals.eviction(reason, self._index.remove_captures([sequence])))
         self._journal.commit(Totals())
+
+    def give_up_capture(self, sequence: int, reason: str) -> None:
+        """Set a capture aside that the bucket will not have, whatever we do; counted as evicted, `refused`.
+
+        Raises:
+            SpoolUnavailableError: the disk refused.
+        """
+        with self._lock, _disk():
+            if self._index.holds(sequence):
+                self._folder.set_aside(self._folder.capture_path(sequence), reason)
+                self._quarantined += 1
+                self._lose_capture(sequence, REFUSED)
+
+    def break_up(self, batch: Batch, reason: str) -> None:
+        """Let what a batch named wait again, for smaller ones, because the bucket refuses its record.
+
+        An empty one fills the gap. What cannot be smaller is given up: its capture or, without one, its feedback.
+
+        Raises:
+            SpoolUnavailableError: the disk refused.
+        """
+        with self._lock, _disk():
+            if batch.name not in self._index.batches:
+                return
+            self._folder.set_aside(self._folder.batch_path(batch), reason, stays=True)
+            self._quarantined += 1
+            self._index.thaw(batch)
+            if max(len(batch.captures), len(batch.feedback)) <= 1:
+                self._give_up_content(batch, reason)
+            self._most_captures = _halved(self._most_captures, len(batch.captures))
+            self._most_feedback = _halved(self._most_feedback, len(batch.feedback))
+
+    def _give_up_content(self, batch: Batch, reason: str) -> None:
+        for sequence in batch.captures:
+            self.give_up_capture(sequence, reason)
+        for sequence in () if batch.captures else batch.feedback:
+            self._folder.set_aside(self._folder.feedback_path(sequence), reason)
+            self._quarantined += 1
+            self._index.remove_feedback([sequence])
 
     def outstanding(self) -> list[Batch]:
         """Return the batches whose upload is not known to be complete, oldest first."""
@@ -408,6 +416,11 @@ class Spool:
             return self._ledger.snapshot()
 
     @property
+    def unsent_captures(self) -> int:
+        """Captures on the device that the bucket is not known to have."""
+        return self._index.captures - len(self._index.uploaded_captures)
+
+    @property
     def held_captures(self) -> int:
         """Captures on the device; always equal to the counter `pending`."""
         return self._index.captures
@@ -416,6 +429,10 @@ class Spool:
     def quarantined(self) -> int:
         """Files set aside, over the spool's life."""
         return self._quarantined
+
+
+def _halved(most: int, refused: int) -> int:
+    return max(1, min(most, refused // 2)) if refused else most
 
 
 @contextlib.contextmanager

@@ -7,13 +7,15 @@ from pydantic import ValidationError
 from curate.contracts.paths import desired_key
 from curate.errors import AccessDeniedError, BlobNotFoundError, ConfigError, StorageError
 from curate.storage.local import LocalBlobStore
-from curate.storage.ports import BlobStore
+from curate.storage.ports import BlobStore, ServerClock
 from curate.storage.s3 import S3BlobStore, S3Settings
 from edge_agent.config.sections import BucketConfig
 
 
-def open_store(config: BucketConfig) -> BlobStore:
+def open_store(config: BucketConfig, clock: ServerClock | None = None) -> BlobStore:
     """Build the store the configuration names. Does not talk to it yet.
+
+    With a `clock` requests are signed at its time, and the bucket's answers teach it.
 
     Raises:
         ConfigError: a setting or the credentials file is not usable.
@@ -32,7 +34,7 @@ def open_store(config: BucketConfig) -> BlobStore:
     except ValidationError as exc:
         problem = exc.errors(include_url=False, include_input=False)[0]
         raise ConfigError(f"bucket: {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}") from exc
-    return S3BlobStore(settings)
+    return S3BlobStore(settings, clock)
 
 
 def describe_access(store: BlobStore, device_id: str) -> str:

@@ -66,7 +66,9 @@ def write_agent_config(
         "api": {"host": "127.0.0.1", "port": site.api_port},
         "spool": {"batch_max_captures": 64, "batch_max_age_s": 4},
         "sync": {"interval_s": 2, "heartbeat_interval_s": 4, "max_backoff_s": 8},
-        "update": {"interval_s": 3},
+        # People say in minutes here what takes them days elsewhere.
+        "feedback": {"user_per_minute": 1200, "user_burst": 600, "device_per_minute": 1200, "device_burst": 600},
+        "update": {"interval_s": 3, "trial_s": 10, "trial_frames": 30},
         "log": {"file": str(site.folder / "agent.log.jsonl")},
         **sections,
     }

@@ -6,7 +6,20 @@ import json
 import subprocess
 import sys
 
-HEAVY = ["cv2", "torch", "pandas", "sklearn", "prefect", "sqlalchemy", "label_studio_sdk", "onnx", "matplotlib"]
+HEAVY = [
+    "cv2",
+    "grpc",
+    "paho",
+    "google.protobuf",
+    "torch",
+    "pandas",
+    "sklearn",
+    "prefect",
+    "sqlalchemy",
+    "label_studio_sdk",
+    "onnx",
+    "matplotlib",
+]
 OURS = ("curate.answers", "curate.contracts", "curate.storage", "curate.errors", "edge_agent")
 
 

@@ -48,7 +48,7 @@ def test_every_reason_is_explained() -> None:
     ingest = "".join((ROOT / "curate" / "catalog" / name).read_text() for name in ("ingest.py", "admissions.py"))
     refusals = set(re.findall(r'return (?:None, \()?\(?"([a-z]+_[a-z_]+)", ', ingest))
     refusals |= set(re.findall(r'device_id, "([a-z_]+)", detail', ingest))
-    spool = (ROOT / "edge_agent" / "spool.py").read_text()
+    spool = (ROOT / "edge_agent" / "spool" / "spool.py").read_text()
     drops = set(re.findall(r'return "([a-z_]+)"\n', spool)) | set(re.findall(r'"(disk_[a-z]+)"', spool))
     reasons = {*map(str, SkipReason), BACKLOG, UNENCODABLE, *refusals, *drops}
     text = (ROOT / "docs" / "operations.md").read_text()

@@ -20,7 +20,7 @@ from curate.errors import (
     StorageUnavailableError,
 )
 from curate.storage.local import LocalBlobStore
-from curate.storage.ports import BlobInfo, BlobStore
+from curate.storage.ports import STREAM_BYTES, BlobInfo, BlobStore
 from curate.storage.s3 import S3BlobStore, S3Settings, ensure_bucket
 from tests.conftest import DEVICE_BUCKET, S3Server, free_ports
 
@@ -50,6 +50,18 @@ def test_put_then_get_returns_the_bytes(store: BlobStore) -> None:
         store.put(key, data, content_type="image/jpeg")
         assert store.get(key) == data
         assert store.size(key) == len(data)
+
+
+def test_a_stream_starts_where_it_is_told(store: BlobStore) -> None:
+    """A blob streamed from any byte on is the rest of it; from its end and beyond there is nothing; absent is said."""
+    data = bytes(range(256)) * 700
+    store.put("tuf/targets/model.onnx", data)
+    for start in (0, 1, 65536, len(data) - 1, len(data), len(data) + 5):
+        pieces = list(store.stream("tuf/targets/model.onnx", start=start))
+        assert b"".join(pieces) == data[start:]
+        assert all(0 < len(piece) <= STREAM_BYTES for piece in pieces)
+    with pytest.raises(BlobNotFoundError):
+        list(store.stream("tuf/targets/absent"))
 
 
 def test_put_replaces(store: BlobStore) -> None:
@@ -105,6 +117,24 @@ def test_get_refuses_more_than_max_bytes(store: BlobStore) -> None:
     assert len(store.get("big", max_bytes=1000)) == 1000
 
 
+def test_an_unchanged_blob_is_not_read_again(store: BlobStore) -> None:
+    """A tag gets nothing until somebody writes the key, even to the same length; then it gets the new bytes."""
+    store.put("twin/desired.json", b"old")
+    first = store.get_if_changed("twin/desired.json", None)
+    assert first is not None
+    assert first.data == b"old"
+    assert store.get_if_changed("twin/desired.json", first.tag) is None
+    store.put("twin/desired.json", b"new")
+    second = store.get_if_changed("twin/desired.json", first.tag)
+    assert second is not None
+    assert (second.data, second.tag != first.tag) == (b"new", True)
+    with pytest.raises(StorageError, match="3 bytes"):
+        store.get_if_changed("twin/desired.json", first.tag, max_bytes=2)
+    for tag in (None, first.tag):
+        with pytest.raises(BlobNotFoundError):
+            store.get_if_changed("twin/nothing.json", tag)
+
+
 def test_list_yields_the_prefix_in_key_order(store: BlobStore) -> None:
     """Listing gives exactly the keys under the prefix, as bytes sort, with sizes; nothing under nothing."""
     keys = ["inbox/cam-1/b-2.json", "inbox/cam-1/b-1.json", "inbox/cam-10/b-1.json", "inbox/cam/b-1.json", "other/x"]
@@ -137,6 +167,7 @@ def test_climbing_keys_are_refused(store: BlobStore, key: str) -> None:
         lambda: store.put(key, b""),
         lambda: store.create(key, b""),
         lambda: store.get(key),
+        lambda: store.get_if_changed(key, None),
         lambda: store.size(key),
         lambda: store.delete(key),
     ]

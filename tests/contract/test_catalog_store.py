@@ -40,6 +40,7 @@ from curate.catalog.models import (
 from curate.catalog.pool import FeedbackJoin
 from curate.catalog.splits import dataset_digest
 from curate.catalog.store import Catalog
+from curate.contracts.feedback import Feedback
 from curate.contracts.telemetry import DeviceCounters, ReportedState
 from curate.errors import CatalogError
 from tests.catalog_builders import NOW, batch, capture, detection, feedback, imported, key_of, plan
@@ -755,3 +756,21 @@ def test_one_process_at_a_time_does_what_is_exclusive(catalog: Catalog) -> None:
         assert refused.value.retryable
     with catalog.exclusive("round"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("change", "says_wrong"),
+    [
+        ({"verdict": "dismissed", "reason": "wrong_class"}, True),
+        ({"verdict": "corrected", "reason": None}, True),
+        ({"verdict": "confirmed", "reason": None}, False),
+        ({"verdict": "dismissed", "reason": "not_interesting"}, False),
+        ({"verdict": "dismissed", "reason": "duplicate"}, False),
+        ({"verdict": "dismissed", "reason": "not_there", "quarantined": True}, False),
+    ],
+)
+def test_not_interesting_and_floods_are_no_evidence(catalog: Catalog, change: dict[str, Any], says_wrong: bool) -> None:
+    """The catalog keeps every verdict and says which of them speak against the prediction."""
+    sent = Feedback.model_validate(feedback(1, "p-c-1").model_dump() | change)
+    catalog.admit_batch(plan(batch(1, feedback=[sent])))
+    assert [row.says_wrong for row in catalog.feedback()] == [says_wrong]

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.capture import CaptureRecord
+from curate.contracts.device_settings import SceneGateSpec
 from curate.contracts.feedback import Feedback
 from curate.errors import AgentError
 from edge_agent.cameras.base import Frame, Skipped, encode_jpeg
 from edge_agent.capture.feedback_intake import FeedbackIntake
 from edge_agent.capture.frame_ring import FrameRing, PredictionLog
-from edge_agent.capture.keeper import Keeper
-from edge_agent.capture.loop import CaptureLoop
+from edge_agent.capture.keeper import Keeper, Privacy
+from edge_agent.capture.loop import CaptureLoop, CaptureParts
+from edge_agent.capture.novelty import NoveltyMemory
 from edge_agent.capture.policy import CapturePolicy
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.models.inference import LiveModel
@@ -33,9 +35,10 @@ KEEP_NONE = CapturePolicySpec(version="none", random_probability=1e-12, uncertai
 class ScriptedCamera:
     """Plays what it is given."""
 
-    camera_id = "front"
+    idle_s = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, camera_id: str = "front") -> None:
+        self.camera_id = camera_id
         self.events: deque[Frame | Skipped | Exception] = deque()
         self.next_index = 0
 
@@ -56,7 +59,7 @@ class ScriptedCamera:
 
     def add_image(self, image: NDArray[np.uint8]) -> None:
         encoded = encode_jpeg(image, quality=90)
-        self.events.append(Frame("front", self.next_index, image, NOW, float(self.next_index), encoded))
+        self.events.append(Frame(self.camera_id, self.next_index, image, NOW, float(self.next_index), encoded))
         self.next_index += 1
 
 
@@ -98,14 +101,26 @@ class MemorySpool:
 class Bench:
     """The capture side of an agent without threads."""
 
-    def __init__(self, folder: Path, spec: CapturePolicySpec = KEEP_NONE, *, max_queued: int = 8) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: CapturePolicySpec = KEEP_NONE,
+        *,
+        max_queued: int = 8,
+        max_predictions: int = 2000,
+        ring_bytes: int = 10_000_000,
+        privacy: Privacy | None = None,
+        gate: SceneGateSpec | None = None,
+    ) -> None:
+        self.gate_spec = gate or SceneGateSpec()
+        self.novelty = NoveltyMemory(folder / "novelty.json")
         self.camera = ScriptedCamera()
         self.ledger = Ledger()
         self.report = DeviceReport(folder / "updates.json", agent_version="test")
         self.spool = MemorySpool(self.ledger)
         self.live = LiveModel()
-        self.ring = FrameRing(10_000_000)
-        self.predictions = PredictionLog(2000)
+        self.ring = FrameRing(ring_bytes)
+        self.predictions = PredictionLog(max_predictions)
         self.now_s = 0.0
         self.keeper = Keeper(
             self.spool,
@@ -116,22 +131,28 @@ class Bench:
             jpeg_quality=95,
             max_pixels=10_000,
             max_queued=max_queued,
+            privacy=privacy,
+            wall_clock=lambda: NOW,
         )
-        self.loop = CaptureLoop(
-            camera=self.camera,
+        self.parts = CaptureParts(
             live=self.live,
-            policy=CapturePolicy(spec, np.random.default_rng(0)),
             keeper=self.keeper,
             ring=self.ring,
             predictions=self.predictions,
             ledger=self.ledger,
             report=self.report,
             boot_id="boot",
-            poll_interval_s=0.001,
+            gate_spec=lambda: self.gate_spec,
             monotonic=lambda: self.now_s,
             wall_clock=lambda: NOW,
         )
+        self.loop = self.join(self.camera, spec)
         self.intake = FeedbackIntake(self.spool, self.keeper, self.ring, self.predictions, wall_clock=lambda: NOW)
+
+    def join(self, camera: ScriptedCamera, spec: CapturePolicySpec) -> CaptureLoop:
+        """Return the loop of one more camera of this device."""
+        policy = CapturePolicy(spec, np.random.default_rng(0), self.novelty)
+        return CaptureLoop(camera, self.parts, policy=policy, rng=np.random.default_rng(1), poll_interval_s=0.001)
 
     def run(self) -> None:
         while self.loop.turn():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator
 
 from curate.errors import BlobExistsError, BlobNotFoundError, Error, StorageError, StorageUnavailableError
-from curate.storage.ports import BlobInfo
+from curate.storage.ports import STREAM_BYTES, BlobInfo, TaggedBlob
 
 
 class FakeBlobStore:
@@ -23,6 +24,8 @@ class FakeBlobStore:
         self.operations: list[tuple[str, str]] = []
         self.refuse: dict[str, Error] = {}
         self.is_down = False
+        self.transferred = 0
+        """Blobs that `get_if_changed` handed out because they had changed."""
         self._before: deque[Error | None] = deque()
         self._after: deque[Error | None] = deque()
         self._lock = threading.Lock()
@@ -72,6 +75,20 @@ class FakeBlobStore:
         if max_bytes is not None and len(data) > max_bytes:
             raise StorageError(f"{key} holds more than {max_bytes} bytes")
         return data
+
+    def get_if_changed(self, key: str, tag: str | None, *, max_bytes: int | None = None) -> TaggedBlob | None:
+        """As the port says."""
+        data = self.get(key, max_bytes=max_bytes)
+        found = hashlib.sha256(data).hexdigest()
+        if found == tag:
+            return None
+        self.transferred += 1
+        return TaggedBlob(data, found)
+
+    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """As the port says."""
+        data = self.get(key)[start:]
+        yield from (data[at : at + STREAM_BYTES] for at in range(0, len(data), STREAM_BYTES))
 
     def size(self, key: str) -> int | None:
         """As the port says."""

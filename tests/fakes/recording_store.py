@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from curate.errors import StorageUnavailableError
-from curate.storage.ports import BlobInfo, BlobStore
+from curate.storage.ports import BlobInfo, BlobStore, TaggedBlob
 
 
 class CrashError(Exception):
@@ -19,6 +19,8 @@ class RecordingStore:
     def __init__(self, inner: BlobStore) -> None:
         self.inner = inner
         self.offline = False
+        self.cut_after_bytes: int | None = None
+        self.served_bytes = 0
         self.reset()
 
     def reset(self, *, crash_at: int | None = None, crash_after: bool = False) -> None:
@@ -50,6 +52,28 @@ class RecordingStore:
             return self.inner.get(key, max_bytes=max_bytes)
         finally:
             self._die_if(dies)
+
+    def get_if_changed(self, key: str, tag: str | None, *, max_bytes: int | None = None) -> TaggedBlob | None:
+        """Read a blob unless it is still the one with this tag."""
+        dies = self._note("get", key)
+        try:
+            return self.inner.get_if_changed(key, tag, max_bytes=max_bytes)
+        finally:
+            self._die_if(dies)
+
+    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """Read a blob in pieces; with `cut_after_bytes` the link breaks after so many, once."""
+        dies = self._note("stream", key)
+        left = self.cut_after_bytes
+        for piece in self.inner.stream(key, start=start):
+            if left is not None and len(piece) > left:
+                self.cut_after_bytes = None
+                yield piece[:left]
+                raise StorageUnavailableError("the link broke")
+            left = None if left is None else left - len(piece)
+            self.served_bytes += len(piece)
+            yield piece
+        self._die_if(dies)
 
     def size(self, key: str) -> int | None:
         """Return a blob's size in bytes."""

@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curate.contracts.assignment import Assignment, CapturePolicySpec
+from curate.contracts.device_settings import DeviceSettings
 from curate.contracts.ids import BootId, DeviceId
 from curate.contracts.release import ModelSpec, ReleaseManifest
-from curate.contracts.telemetry import DeviceCounters, ReportedState, UpdateEvent
+from curate.contracts.telemetry import STEP_OUTCOMES, DeviceCounters, ReportedState, UpdateEvent
+from curate.errors import SelfCheckError
 from curate.release.assignments import assign
-from curate.release.manifest import ReleaseDraft
+from curate.release.manifest import ReleaseDraft, build_manifest
 from curate.release.publish import publish_release
 from curate.release.repository import init_repository
 from curate.storage.local import LocalBlobStore
 from curate.storage.ports import BlobStore
 from edge_agent.models.inference import LiveModel
+from edge_agent.models.installer import UpdateLimits
+from edge_agent.models.loading import RunSettings
 from edge_agent.models.repository import SignedRepository
-from edge_agent.models.slots import Slots
-from edge_agent.models.updater import UpdateLimits, Updater
+from edge_agent.models.slots import FactoryModel, Slots
+from edge_agent.models.smoke import examine
+from edge_agent.models.smoke_process import Smoke
+from edge_agent.models.trial_watch import TrialRules
+from edge_agent.models.updater import Updater
 from edge_agent.report import DeviceReport
 from tests.fakes.recording_store import RecordingStore
-from tests.fakes.tiny_model import CLASSES, EMBEDDING_DIM, tiny_model
+from tests.fakes.tiny_model import CLASSES, EMBEDDING_DIM, tiny_model_bytes
+
+if TYPE_CHECKING:
+    from tests.fakes.treacherous_models import Treason
 
 SIZE = 8
 SPEC = ModelSpec(kind="classification", class_names=CLASSES, height=SIZE, width=SIZE, embedding_dim=EMBEDDING_DIM)
 DEVICE = "cam-1"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+NO_TRIAL = UpdateLimits(trial=TrialRules(window_s=0.0, window_frames=0))
+"""A release that passed its check is kept at once."""
 
 
 def answer(images: NDArray[np.uint8], bias: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -56,7 +70,7 @@ def golden_bytes(bias: float = 0.0, **replaced: NDArray[Any]) -> bytes:
 
 def release_files(bias: float = 0.0, golden: bytes | None = None) -> dict[str, bytes]:
     """Return the files of a release whose answers depend on `bias`."""
-    model = tiny_model(SIZE, bias=bias).SerializeToString()
+    model = tiny_model_bytes(SIZE, bias=bias)
     return {"int8": model, "float": model, "golden": golden or golden_bytes(bias)}
 
 
@@ -78,9 +92,16 @@ class Publisher:
         self.store = self.bucket or LocalBlobStore(self.folder / "bucket")
         self.root = init_repository(self.store, self.keys, self.now)
 
-    def publish(self, release_id: str, bias: float = 0.0, golden: bytes | None = None) -> ReleaseManifest:
-        """Publish a release of the tiny model."""
-        return publish_release(self.store, self.keys, draft(release_id), release_files(bias, golden), self.now)
+    def publish(
+        self, release_id: str, bias: float = 0.0, golden: bytes | None = None, *, treason: Treason | None = None
+    ) -> ReleaseManifest:
+        """Publish a release of the tiny model, or of one that turns bad on bright frames."""
+        files = release_files(bias, golden)
+        if treason is not None:
+            from tests.fakes.treacherous_models import treacherous_model  # needs `onnx`, which a device has not
+
+            files["int8"] = treacherous_model(SIZE, treason, bias=bias).SerializeToString()
+        return publish_release(self.store, self.keys, draft(release_id), files, self.now)
 
     def assign(self, release_id: str | None, *, policy: str = "default", downgrade: bool = False) -> Assignment:
         """Assign a release to the device."""
@@ -89,14 +110,30 @@ class Publisher:
 
 
 class Device:
-    """The camera side: everything an updater needs under one folder. `restart` is a new process on the same disk."""
+    """The camera side: everything an updater needs under one folder. `restart` is a new process on the same disk.
 
-    def __init__(self, folder: Path, publisher: Publisher, limits: UpdateLimits | None = None) -> None:
+    The check of a release runs in this process unless `smoke` says otherwise: starting one costs most of a second.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        publisher: Publisher,
+        limits: UpdateLimits = NO_TRIAL,
+        *,
+        smoke: Smoke = examine,
+        running: RunSettings | None = None,
+        factory: Path | None = None,
+    ) -> None:
         self.folder = folder
         self.store = RecordingStore(publisher.store)
         self._root = publisher.root
         self._limits = limits
-        self.now = datetime.now(UTC)
+        self.smoke = smoke
+        self._running = running
+        self._factory = FactoryModel(factory, manifest_sha256=None, variant="int8")
+        self.monotonic_s = 1000.0
+        self.now = self.clock = datetime.now(UTC)
         self.restart()
 
     def restart(self) -> None:
@@ -104,17 +141,23 @@ class Device:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.live = LiveModel()
         self.policies: list[CapturePolicySpec] = []
+        self.settings: list[DeviceSettings] = []
         self.report = DeviceReport(self.folder / "updates.json", agent_version="0")
         self.slots = Slots(self.folder / "slots")
         self.updater = Updater(
             device_id=DEVICE,
             store=self.store,
-            repository=SignedRepository(self.store, self.folder / "tuf", self._root),
+            repository=SignedRepository(self.store, self.folder / "tuf", self._root, now=lambda: self.clock),
             slots=self.slots,
             state_file=self.folder / "updater.json",
             live=self.live,
             policy_sink=self.policies.append,
+            settings_sink=self.settings.append,
             report=self.report,
+            factory=self._factory,
+            running=self._running,
+            smoke=self.smoke,
+            monotonic=lambda: self.monotonic_s,
             limits=self._limits,
             interval_s=0.01,
             max_backoff_s=0.05,
@@ -130,14 +173,20 @@ class Device:
     @property
     def outcomes(self) -> list[str]:
         """What the heartbeat tells of updates, oldest first."""
-        return [event.outcome for event in self._heartbeat().updates]
+        return [event.outcome for event in self.heartbeat().updates if event.outcome not in STEP_OUTCOMES]
+
+    @property
+    def steps(self) -> list[str]:
+        """The same with every phase on the way."""
+        return [event.outcome for event in self.heartbeat().updates]
 
     @property
     def errors(self) -> dict[str, int]:
         """How often which error was counted since the restart."""
-        return self._heartbeat().errors
+        return self.heartbeat().errors
 
-    def _heartbeat(self) -> ReportedState:
+    def heartbeat(self) -> ReportedState:
+        """Return what the device tells the cloud."""
         return self.report.state(
             device_id=DeviceId(DEVICE),
             boot_id=BootId("boot"),
@@ -155,3 +204,25 @@ class Device:
         frame = np.full((SIZE, SIZE, 3), 200, np.uint8)
         assert np.isfinite(model.infer(frame).outputs["probabilities"]).all()
         return model.release_id
+
+    def answer_frames(self, count: int, *, value: int | None = None, seconds_each: float = 0.1) -> None:
+        """Let frames be answered, as the capture loop does: of one grey level, or of levels that clearly differ. One
+        without an answer is a frame less. Time passes."""
+        for index in range(count):
+            model = self.live.current()
+            level = (index * 37) % 250 if value is None else value
+            if model is not None:
+                with contextlib.suppress(SelfCheckError):
+                    model.infer(np.full((SIZE, SIZE, 3), level, np.uint8))
+            self.monotonic_s += seconds_each
+
+
+def write_factory_model(folder: Path, release_id: str = "r-factory", bias: float = 0.0) -> Path:
+    """Write the model a device is made with; its number is 1."""
+    folder.mkdir(parents=True)
+    files = release_files(bias)
+    manifest = build_manifest(draft(release_id), files, number=1, created_at=datetime(2026, 1, 1, tzinfo=UTC))
+    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    (folder / "model.onnx").write_bytes(files["int8"])
+    (folder / "golden.npz").write_bytes(files["golden"])
+    return folder

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from curate.contracts.release import ModelSpec, ReleaseManifest
+from tests.fakes.onnx_writer import FLOAT, UINT8, model, node
 from tests.fakes.tiny_model import tiny_manifest
+
+if TYPE_CHECKING:
+    import onnx
 
 SIZE = 32
 SPEC = ModelSpec(kind="detection", class_names=["lamp"], height=SIZE, width=SIZE, embedding_dim=4)
@@ -16,7 +20,7 @@ BOXES = np.array([[2, 2, 14, 14], [18, 2, 30, 14], [2, 18, 14, 30], [18, 18, 30,
 """[4, 4]: one box a quarter, row by row, in the model's pixels."""
 
 
-def tiny_detector() -> onnx.ModelProto:
+def tiny_detector_bytes() -> bytes:
     """Return a model with four raw candidates, one a quarter; the probability is the quarter's mean brightness."""
     half = SIZE // 2
     constants = {
@@ -30,28 +34,27 @@ def tiny_detector() -> onnx.ModelProto:
         "places": BOXES[np.newaxis],
     }
     nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
-        helper.make_node("Reshape", ["scaled", "quarters"], ["split"]),
-        helper.make_node("ReduceMean", ["split", "within"], ["means"], keepdims=0),
-        helper.make_node("Reshape", ["means", "row"], ["embedding"]),
-        helper.make_node("Reshape", ["means", "column"], ["probabilities"]),
-        helper.make_node("Mul", ["probabilities", "zero"], ["nothing"]),
-        helper.make_node("Add", ["places", "nothing"], ["boxes"]),
-        helper.make_node("Sub", ["one", "probabilities"], ["rest"]),
-        helper.make_node("Concat", ["probabilities", "rest"], ["box_embeddings"], axis=2),
+        node("Cast", ["images"], ["floats"], to=FLOAT),
+        node("Mul", ["floats", "scale"], ["scaled"]),
+        node("Reshape", ["scaled", "quarters"], ["split"]),
+        node("ReduceMean", ["split", "within"], ["means"], keepdims=0),
+        node("Reshape", ["means", "row"], ["embedding"]),
+        node("Reshape", ["means", "column"], ["probabilities"]),
+        node("Mul", ["probabilities", "zero"], ["nothing"]),
+        node("Add", ["places", "nothing"], ["boxes"]),
+        node("Sub", ["one", "probabilities"], ["rest"]),
+        node("Concat", ["probabilities", "rest"], ["box_embeddings"], axis=2),
     ]
     shapes = {"boxes": [4, 4], "probabilities": [4, 1], "box_embeddings": [4, 2], "embedding": [4]}
-    graph = helper.make_graph(
-        nodes,
-        "tiny_detector",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, 3])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape]) for name, shape in shapes.items()],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.checker.check_model(model)
-    return model
+    outputs = {name: (FLOAT, ["N", *shape]) for name, shape in shapes.items()}
+    return model(nodes, inputs={"images": (UINT8, ["N", SIZE, SIZE, 3])}, outputs=outputs, constants=constants)
+
+
+def tiny_detector() -> onnx.ModelProto:
+    """Return the same model for tests that change it. Needs the `onnx` package."""
+    import onnx
+
+    return onnx.load_model_from_string(tiny_detector_bytes())
 
 
 def detector_manifest(release_id: str = "d-1") -> ReleaseManifest:

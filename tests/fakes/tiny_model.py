@@ -3,50 +3,50 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from curate.contracts.release import Artifact, ModelSpec, ReleaseManifest
+from tests.fakes.onnx_writer import FLOAT, UINT8, model, node
+
+if TYPE_CHECKING:
+    import onnx
 
 CLASSES = ["dark", "middle", "bright"]
 EMBEDDING_DIM = 3
 
 
-def tiny_model(size: int = 32, *, bias: float = 0.0, probabilities: str = "softmax") -> onnx.ModelProto:
+def tiny_model_bytes(size: int = 32, *, bias: float = 0.0, probabilities: str = "softmax") -> bytes:
     """Return a model whose class follows the frame's mean brightness; `bias` shifts it.
 
     `probabilities="raw"` leaves the softmax out, so that what it answers is no distribution.
     """
-    weights = numpy_helper.from_array(np.array([[-4.0, 0.0, 4.0]], np.float32), "weights")
-    shift = numpy_helper.from_array(np.array([[2.0 + bias, 0.5, -2.0 - bias]], np.float32), "shift")
-    scale = numpy_helper.from_array(np.array(1 / 255.0, np.float32), "scale")
-    axes = numpy_helper.from_array(np.array([1, 2, 3], np.int64), "axes")
-    shape = numpy_helper.from_array(np.array([-1, 1], np.int64), "shape")
-    last = "Softmax" if probabilities == "softmax" else "Identity"
+    constants = {
+        "weights": np.array([[-4.0, 0.0, 4.0]], np.float32),
+        "shift": np.array([[2.0 + bias, 0.5, -2.0 - bias]], np.float32),
+        "scale": np.array(1 / 255.0, np.float32),
+        "axes": np.array([1, 2, 3], np.int64),
+        "shape": np.array([-1, 1], np.int64),
+    }
     nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
-        helper.make_node("ReduceMean", ["scaled", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Reshape", ["mean", "shape"], ["column"]),
-        helper.make_node("MatMul", ["column", "weights"], ["product"]),
-        helper.make_node("Add", ["product", "shift"], ["embedding"]),
-        helper.make_node(last, ["embedding"], ["probabilities"]),
+        node("Cast", ["images"], ["floats"], to=FLOAT),
+        node("Mul", ["floats", "scale"], ["scaled"]),
+        node("ReduceMean", ["scaled", "axes"], ["mean"], keepdims=0),
+        node("Reshape", ["mean", "shape"], ["column"]),
+        node("MatMul", ["column", "weights"], ["product"]),
+        node("Add", ["product", "shift"], ["embedding"]),
+        node("Softmax" if probabilities == "softmax" else "Identity", ["embedding"], ["probabilities"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", size, size, 3])],
-        [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(CLASSES)]),
-            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", EMBEDDING_DIM]),
-        ],
-        [weights, shift, scale, axes, shape],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.checker.check_model(model)
-    return model
+    outputs = {"probabilities": (FLOAT, ["N", len(CLASSES)]), "embedding": (FLOAT, ["N", EMBEDDING_DIM])}
+    return model(nodes, inputs={"images": (UINT8, ["N", size, size, 3])}, outputs=outputs, constants=constants)
+
+
+def tiny_model(size: int = 32, *, bias: float = 0.0, probabilities: str = "softmax") -> onnx.ModelProto:
+    """Return the same model for tests that change it. Needs the `onnx` package."""
+    import onnx
+
+    return onnx.load_model_from_string(tiny_model_bytes(size, bias=bias, probabilities=probabilities))
 
 
 def tiny_manifest(

@@ -37,8 +37,8 @@ from curate.release.publish import publish_release
 from curate.release.repository import init_repository
 from curate.storage.local import LocalBlobStore
 from tests.fakes.tiny_detector import SPEC as DETECTOR
-from tests.fakes.tiny_detector import quarters, tiny_detector
-from tests.fakes.tiny_model import tiny_manifest, tiny_model
+from tests.fakes.tiny_detector import quarters, tiny_detector_bytes
+from tests.fakes.tiny_model import tiny_manifest, tiny_model_bytes
 
 DEVICE = "cam-1"
 SIZE = 16
@@ -96,7 +96,7 @@ class World:
                     "api": {"port": 0},
                     "spool": {"batch_max_age_s": 0.3},
                     "sync": {"interval_s": 0.1, "heartbeat_interval_s": 0.2, "persist_interval_s": 0.3},
-                    "update": {"interval_s": 0.2},
+                    "update": {"interval_s": 0.2, "trial_s": 0.5, "trial_frames": 10},
                 }
             )
         )
@@ -104,7 +104,7 @@ class World:
 
     def release(self, release_id: str, *, bias: float) -> None:
         """Publish a model and assign it."""
-        raw = tiny_model(SIZE, bias=bias).SerializeToString()
+        raw = tiny_model_bytes(SIZE, bias=bias)
         now = datetime.now(UTC)
         draft = ReleaseDraft(release_id=release_id, model=tiny_manifest(SIZE).model)
         publish_release(self.bucket, self.keys, draft, {"int8": raw, "golden": golden(raw)}, now)
@@ -374,7 +374,7 @@ def watch_video(world: World) -> None:
 
 def release_detector(world: World) -> None:
     """Publish the tiny detector with golden answers, and assign it."""
-    raw = tiny_detector().SerializeToString()
+    raw = tiny_detector_bytes()
     images = np.stack([quarters(0.9, 0.4, 0.1, 0.6), quarters(0.0, 0.3, 0.8, 0.2)])
     session = ort.InferenceSession(raw, providers=["CPUExecutionProvider"])
     names = ["boxes", "probabilities", "box_embeddings", "embedding"]

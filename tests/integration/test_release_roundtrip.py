@@ -75,7 +75,7 @@ def test_a_bucket_that_hides_what_is_missing_is_no_obstacle(tmp_path: Path) -> N
 
 
 def test_a_steady_poll_is_one_request(device: Device, publisher: Publisher) -> None:
-    """Nothing new costs one GET; a new policy without a new release three; a release eight."""
+    """Nothing new costs one conditional GET; a new policy without a new release three; a release eight."""
     device.store.reset()
     assert device.turn() is None
     assert device.store.requests == [("get", desired_key(DEVICE))]
@@ -92,7 +92,7 @@ def test_a_steady_poll_is_one_request(device: Device, publisher: Publisher) -> N
     device.store.reset()
     device.turn()
     assert len(device.store.requests) == 8
-    assert {method for method, _ in device.store.requests} == {"get"}
+    assert {method for method, _ in device.store.requests} == {"get", "stream"}
 
 
 def test_publishing_and_assigning_again_change_nothing(publisher: Publisher) -> None:

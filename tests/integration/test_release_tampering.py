@@ -60,9 +60,9 @@ _TAMPERINGS: dict[str, tuple[Callable[[Publisher, Path], None], str]] = {
     "manifest": (lambda p, _: _flip(p, _key_of(p, TUF_TARGETS, "r-2.manifest.json")), "does not match expected hash"),
     "longer model": (
         lambda p, _: p.store.put(
-            (key := _key_of(p, TUF_TARGETS, "r-2.model-int8.onnx")), p.store.get(key) + b"\0" * 4096
+            (key := _key_of(p, TUF_TARGETS, "r-2.model-int8.onnx")), b"\0" * 4096 + p.store.get(key)
         ),
-        "more than",
+        "does not match expected hash",
     ),
     "shorter model": (
         lambda p, _: p.store.put((key := _key_of(p, TUF_TARGETS, "r-2.model-int8.onnx")), p.store.get(key)[:-9]),

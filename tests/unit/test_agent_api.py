@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from edge_agent.capture.feedback_intake import FeedbackRequest
-from edge_agent.capture.frame_finder import FrameFinder
-from edge_agent.interfaces.api import create_app
-from edge_agent.interfaces.api_server import ApiServer
+from curate.answers.classification import CLASSIFICATION
+from edge_agent.capture.feedback_intake import FeedbackIntake, FeedbackRequest
+from edge_agent.capture.feedback_limits import FeedbackLimits, FeedbackLimitsSpec
+from edge_agent.interfaces.pictures import MAX_VIEWERS
 from edge_agent.models.inference import LoadedModel, load_model
+from edge_agent.spool.index import CapturePlace
 from tests.fakes.agent_bench import Bench
-from tests.fakes.tiny_model import CLASSES, tiny_manifest, tiny_model
+from tests.fakes.api_bench import ApiBench
+from tests.fakes.tiny_model import CLASSES, tiny_manifest, tiny_model_bytes
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     path = tmp_path_factory.mktemp("model") / "m.onnx"
-    path.write_bytes(tiny_model().SerializeToString())
+    path.write_bytes(tiny_model_bytes())
     return load_model(path, tiny_manifest(release_id="r-1"))
 
 
@@ -35,29 +39,32 @@ def bench(tmp_path: Path, model: LoadedModel) -> Bench:
 
 
 @pytest.fixture
-def client(bench: Bench, tmp_path: Path) -> Iterator[httpx.Client]:
+def api(bench: Bench, tmp_path: Path) -> ApiBench:
+    return ApiBench(bench, tmp_path)
+
+
+@pytest.fixture
+def client(api: ApiBench) -> Iterator[httpx.Client]:
     """A client of a real server on a free port."""
-    app = create_app(
-        boot_id="boot",
-        status=lambda: {"device_id": "cam-1", "counters": bench.ledger.snapshot().model_dump()},
-        predictions=bench.predictions,
-        intake=bench.intake,
-        frames=FrameFinder(bench.ring, bench.keeper, bench.spool),
-        host="127.0.0.1",
-        max_body_bytes=1000,
-    )
-    server = ApiServer(app, host="127.0.0.1", port=0, address_file=tmp_path / "api.json")
-    server.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=5.0) as made:
+    with api.serve() as made:
         yield made
-    server.stop(5.0)
 
 
 def test_health_and_status(client: httpx.Client) -> None:
-    """The agent says that it lives, and what it counted."""
-    assert client.get("/healthz").json() == {"status": "ok"}
+    """The agent says that it lives, that it does its job, and what it counted."""
+    assert client.get("/livez").json() == {"status": "ok"}
+    assert client.get("/healthz").json() == {"status": "ok", "reasons": []}
     status = client.get("/v1/status").json()
     assert status["counters"]["frames_inferred"] == 5
+
+
+def test_a_silent_camera_is_not_healthy(client: httpx.Client, api: ApiBench) -> None:
+    """/healthz says 503 and which camera is silent, while /livez stays fine."""
+    api.last_frame_age_s = 75.0
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unhealthy")
+    assert answer.json()["reasons"] == ["camera front has given no frame for 75 s"]
+    assert client.get("/livez").status_code == 200
 
 
 def test_polling_by_cursor(client: httpx.Client, bench: Bench) -> None:
@@ -81,7 +88,7 @@ def test_one_prediction(client: httpx.Client) -> None:
     assert (prediction["prediction_id"], prediction["frame_index"], prediction["cursor"]) == ("boot-2", 1, 2)
     assert prediction["label"] == CLASSES[prediction["class_index"]]
     assert sum(prediction["probabilities"]) == pytest.approx(1.0, abs=1e-4)
-    assert set(prediction["scores"]) == {"least_confidence", "margin", "entropy"}
+    assert set(prediction["scores"]) == CLASSIFICATION.score_names
     assert prediction["captured"] == []
     assert client.get("/v1/predictions/boot-99").status_code == 404
 
@@ -165,6 +172,113 @@ def test_a_spool_that_cannot_store_is_503(client: httpx.Client, bench: Bench) ->
     for _ in range(2):
         assert client.post("/v1/predictions/boot-1/feedback", json=body).status_code == 202
     assert len(bench.spool.feedback) == 1
+
+
+def test_a_capture_is_followed(client: httpx.Client, api: ApiBench, bench: Bench) -> None:
+    """What became of a frame: not kept, dismissed and spooled, then where the spool says; unknown is an answer."""
+
+    def stage(prediction_id: str) -> str:
+        return str(client.get(f"/v1/captures/{prediction_id}").json()["stage"])
+
+    assert stage("boot-2") == "not_kept"
+    client.post("/v1/predictions/boot-2/feedback", json={"verdict": "dismissed"})
+    assert stage("boot-2") == "spooled"
+    for place in (CapturePlace.IN_BATCH, CapturePlace.UPLOADED, CapturePlace.ACKNOWLEDGED, CapturePlace.EVICTED):
+        api.places.told["boot-2"] = place
+        assert stage("boot-2") == place.value
+    assert stage("boot-99") == "unknown"
+    assert client.get("/v1/captures/a.b").status_code == 422
+
+
+def test_a_decision_is_explained(client: httpx.Client) -> None:
+    """Every answered frame tells which arms decided what; an unknown one is 404."""
+    told = client.get("/v1/predictions/boot-2/explain").json()
+    assert told["prediction_id"] == "boot-2"
+    assert client.get("/v1/predictions/boot-99/explain").status_code == 404
+
+
+def test_switches(client: httpx.Client, api: ApiBench) -> None:
+    """Switches are read and flipped; a body that names none, or something else, is 422 and flips nothing."""
+    assert client.get("/v1/switches").json() == {"capture_allowed": True, "metered": False}
+    assert client.put("/v1/switches", json={"capture_allowed": False}).json() == {
+        "capture_allowed": False,
+        "metered": False,
+    }
+    for wrong in ({}, {"capture_allowed": "yes"}, {"metered": True, "colour": 1}, []):
+        assert client.put("/v1/switches", json=wrong).status_code == 422
+    assert client.put("/v1/switches", content=b'{"metered": true}').status_code == 415
+    assert not api.view.switches.state().metered
+
+
+def test_cameras_and_their_newest_picture(client: httpx.Client) -> None:
+    """Each camera comes with its newest prediction, and its newest frame is a picture that says which one it is."""
+    (camera,) = client.get("/v1/cameras").json()["cameras"]
+    assert (camera["camera_id"], camera["newest"]["prediction_id"]) == ("front", "boot-5")
+    live = client.get("/v1/cameras/front/live.jpg")
+    assert (live.status_code, live.headers["content-type"], live.headers["x-prediction-id"]) == (
+        200,
+        "image/jpeg",
+        "boot-5",
+    )
+    assert client.get("/v1/cameras/back/live.jpg").status_code == 404
+
+
+def test_pictures_are_few_at_a_time(api: ApiBench, client: httpx.Client) -> None:
+    """A picture frees its place when it was sent, or was not there: more than all places are answered in a row."""
+    statuses = {client.get("/v1/cameras/front/live.jpg").status_code for _ in range(2 * MAX_VIEWERS)}
+    assert statuses == {200}
+    assert client.get("/v1/predictions/boot-77/image").status_code == 404
+    missing = {client.get("/v1/predictions/boot-77/image").status_code for _ in range(2 * MAX_VIEWERS)}
+    assert missing == {404}
+
+
+def test_the_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
+    """The page is one file; its policy lets its own script run and nothing else, and no other page frame it."""
+    answer = client.get("/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = answer.headers["content-security-policy"]
+    for rule in ("default-src 'none'", "script-src 'sha256-", "frame-ancestors 'none'"):
+        assert rule in policy
+    assert "unsafe" not in policy
+    assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+    assert "https://" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_metrics_are_what_prometheus_reads(client: httpx.Client, api: ApiBench) -> None:
+    """Prometheus' own parser reads the page; counters, histogram and reasons hold what the agent counted."""
+    api.latencies.observe(0.004)
+    api.latencies.observe(7.0)
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert samples["gleaner_frames_inferred_total",] == 5
+    assert samples["gleaner_inference_seconds_bucket", "0.005"] == 1
+    assert samples["gleaner_inference_seconds_bucket", "+Inf"] == 2
+    assert samples["gleaner_inference_seconds_count",] == 2
+    assert samples["gleaner_errors_total", "BadOutputError"] == 2
+    assert samples["gleaner_camera_fps", "front"] == 5.0
+    assert samples["gleaner_healthy",] == 1
+
+
+def test_a_flood_is_told_to_wait(api: ApiBench, bench: Bench) -> None:
+    """Verdicts beyond the limits are 429 with the seconds to wait, and are not stored."""
+    limits = FeedbackLimits(FeedbackLimitsSpec(user_per_minute=6.0, user_burst=2), lambda: 0.0)
+    intake = FeedbackIntake(bench.spool, bench.keeper, bench.ring, bench.predictions, limits=limits)
+    api.view = replace(api.view, intake=intake)
+    with api.serve() as client:
+        answers = [
+            client.post(f"/v1/predictions/old-{number}/feedback", json={"verdict": "confirmed", "user": "eve"})
+            for number in range(3)
+        ]
+    assert [answer.status_code for answer in answers] == [202, 202, 429]
+    assert answers[-1].headers["retry-after"] == "10"
+    assert len(bench.spool.feedback) == 2
 
 
 def test_the_request_fits_the_wire_document() -> None:

@@ -19,7 +19,6 @@ from curate.contracts.feedback import FeedbackReason, Verdict
 from curate.errors import AgentError
 from edge_agent.cameras.base import Skipped, SkipReason, decode_image, encode_jpeg
 from edge_agent.capture.feedback_intake import FeedbackIntake, FeedbackRequest
-from edge_agent.capture.frame_ring import FrameRing, PredictionLog
 from edge_agent.capture.policy import PolicyRefusedError
 from edge_agent.errors import SpoolUnavailableError
 from edge_agent.ledger import Ledger
@@ -29,13 +28,13 @@ from edge_agent.spool.files import Receipt
 from edge_agent.spool.spool import Spool, SpoolLimits
 from tests.fakes.agent_bench import KEEP_ALL, KEEP_NONE, NOW, Bench
 from tests.fakes.power_cut import power_cut_before
-from tests.fakes.tiny_model import tiny_manifest, tiny_model
+from tests.fakes.tiny_model import tiny_manifest, tiny_model_bytes
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     path = tmp_path_factory.mktemp("model") / "m.onnx"
-    path.write_bytes(tiny_model().SerializeToString())
+    path.write_bytes(tiny_model_bytes())
     return load_model(path, tiny_manifest(release_id="r-1"))
 
 
@@ -71,9 +70,7 @@ def test_without_a_model_frames_are_skipped(tmp_path: Path) -> None:
 
 def test_an_answer_that_is_no_distribution_skips_the_frame(tmp_path: Path) -> None:
     """A model without softmax yields bad_output and a counted error, and the loop goes on."""
-    session = ort.InferenceSession(
-        tiny_model(probabilities="raw").SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(tiny_model_bytes(probabilities="raw"), providers=["CPUExecutionProvider"])
     bench = Bench(tmp_path, KEEP_ALL)
     bench.live.replace(LoadedModel(session, tiny_manifest()))
     bench.camera.add_frames(2)
@@ -159,7 +156,7 @@ def test_a_swap_is_measured_and_told_once(bench: Bench, tmp_path: Path) -> None:
         bench.camera.add_frames(1)
         bench.run()
     path = tmp_path / "new.onnx"
-    path.write_bytes(tiny_model(bias=1.0).SerializeToString())
+    path.write_bytes(tiny_model_bytes(bias=1.0))
     bench.live.replace(load_model(path, tiny_manifest(release_id="r-2", number=2)))
     bench.now_s += 0.13
     bench.camera.events.append(Skipped(SkipReason.BACKPRESSURE, 2))
@@ -371,10 +368,8 @@ def test_the_ring_stays_within_its_bytes(
     tmp_path_factory: pytest.TempPathFactory, model: LoadedModel, max_bytes: int, count: int
 ) -> None:
     """The newest frames are held, never more bytes than allowed, and claiming gives them back."""
-    bench = Bench(tmp_path_factory.mktemp("ring"))
-    ring = FrameRing(max_bytes)
-    bench.ring = ring
-    bench.loop._ring = ring
+    bench = Bench(tmp_path_factory.mktemp("ring"), ring_bytes=max_bytes)
+    ring = bench.ring
     bench.live.replace(model)
     bench.camera.add_frames(count)
     bench.run()
@@ -384,10 +379,10 @@ def test_the_ring_stays_within_its_bytes(
     assert (ring.used_bytes, len(ring)) == (0, 0)
 
 
-def test_a_poller_misses_nothing(bench: Bench) -> None:
+def test_a_poller_misses_nothing(tmp_path: Path, model: LoadedModel) -> None:
     """Following the cursor gives every prediction once and in order, also across the log's bound."""
-    bench.predictions = PredictionLog(10)
-    bench.loop._predictions = bench.predictions
+    bench = Bench(tmp_path, max_predictions=10)
+    bench.live.replace(model)
     seen: list[int] = []
     cursor = 0
     for _ in range(6):

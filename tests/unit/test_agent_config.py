@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from curate.contracts.assignment import CapturePolicySpec
 from curate.errors import ConfigError
 from edge_agent.config.agent import AgentConfig, load_config
-from edge_agent.config.cameras import VideoCameraConfig
+from edge_agent.config.cameras import UsbCameraConfig, VideoCameraConfig
 
+SIZE = {"device", "width", "height"}
 EXAMPLE = Path(__file__).parents[2] / "configs" / "agent.yaml"
 MINIMAL: dict[str, Any] = {
     "device_id": "cam-1",
@@ -43,14 +44,12 @@ def test_the_example_names_every_setting() -> None:
     """No setting exists that configs/agent.yaml does not show, at least as a comment."""
     text = EXAMPLE.read_text()
 
-    def names(model: type[BaseModel]) -> set[str]:
-        found = set(model.model_fields)
-        for info in model.model_fields.values():
-            for annotation in (info.annotation, *get_args(info.annotation)):
-                part = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-                if isinstance(part, type) and issubclass(part, BaseModel):
-                    found |= names(part)
-        return found
+    def names(annotation: Any) -> set[str]:
+        """Return the settings of every section that an annotation mentions, at any depth."""
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            own = set(annotation.model_fields)
+            return own.union(*(names(info.annotation) for info in annotation.model_fields.values()))
+        return set().union(*(names(part) for part in get_args(annotation)))
 
     assert {"max_queued_frames", "follow"} <= names(AgentConfig)
 
@@ -137,17 +136,49 @@ def test_a_password_stays_out_of_file_and_log(tmp_path: Path, monkeypatch: pytes
     assert video(tmp_path, "rtsp://admin:se@ret@10.0.0.7/a@b").public_source == "rtsp://10.0.0.7/a@b"
 
 
-def test_the_example_s_video_camera_loads(tmp_path: Path) -> None:
-    """The commented video section of configs/agent.yaml is valid and states the defaults."""
+def commented_cameras() -> list[dict[str, Any]]:
+    """Return the camera sections that configs/agent.yaml shows as comments."""
     text = EXAMPLE.read_text()
-    block = text[text.index("# camera:") : text.index("\nbucket:")]
-    camera = yaml.safe_load("\n".join(line.removeprefix("# ").removeprefix("#") for line in block.splitlines()))[
-        "camera"
-    ]
-    found = load_config(write(tmp_path, MINIMAL | {"camera": camera})).camera
-    assert isinstance(found, VideoCameraConfig)
-    assert set(camera) == set(VideoCameraConfig.model_fields)
-    fields = VideoCameraConfig.model_fields
-    assert [
-        name for name in set(camera) - {"camera_id", "kind", "source", "fps"} if camera[name] != fields[name].default
-    ] == []
+    block = text[text.index("# Instead of a folder: video") : text.index("\nbucket:")]
+    parts = block.split("# camera:\n")[1:]
+    lines = [[line for line in part.splitlines() if line.startswith("#   ")] for part in parts]
+    return [yaml.safe_load("\n".join(line.removeprefix("#") for line in part)) for part in lines]
+
+
+@pytest.mark.parametrize(("at", "kind", "by_choice"), [(0, VideoCameraConfig, {"source"}), (1, UsbCameraConfig, SIZE)])
+def test_the_example_s_other_cameras_load(tmp_path: Path, at: int, kind: type[BaseModel], by_choice: set[str]) -> None:
+    """Each commented camera of configs/agent.yaml is valid, names every setting and states the defaults."""
+    camera = commented_cameras()[at]
+    assert isinstance(load_config(write(tmp_path, MINIMAL | {"camera": camera})).camera, kind)
+    fields = kind.model_fields
+    assert set(camera) == set(fields)
+    stated = set(camera) - {"camera_id", "kind", "fps"} - by_choice
+    assert [name for name in stated if camera[name] != fields[name].default] == []
+
+
+def test_several_cameras_are_a_list(tmp_path: Path) -> None:
+    """`cameras` holds several, each of its own kind; `camera` is a list of one."""
+    usb = {"camera_id": "back", "kind": "usb", "device": 1}
+    several = {key: value for key, value in MINIMAL.items() if key != "camera"} | {"cameras": [MINIMAL["camera"], usb]}
+    found = load_config(write(tmp_path, several)).all_cameras
+    assert [(camera.camera_id, camera.kind) for camera in found] == [("front", "folder"), ("back", "usb")]
+    single = load_config(write(tmp_path, MINIMAL))
+    assert single.all_cameras == (single.camera,)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"camera": None}, "either `camera`"),
+        ({"cameras": [MINIMAL["camera"]]}, "either `camera`"),
+        ({"camera": None, "cameras": [MINIMAL["camera"]] * 2}, "of its own"),
+        ({"camera": None, "cameras": [{"camera_id": "a", "kind": "usb", "device": "video0"}]}, r"cameras\.0\.device"),
+        ({"camera": {"camera_id": "a", "kind": "usb", "device": 0, "width": 640}}, "`height` go together"),
+        ({"privacy": {"regions": [{"camera_id": "frnt", "points": [[0, 0], [1, 0], [1, 1]]}]}}, "do not exist: frnt"),
+        ({"privacy": {"redactor": "rm -rf"}}, r"privacy\.redactor"),
+    ],
+)
+def test_what_would_not_work_is_refused(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    """Both or neither form of cameras, names given twice, and regions of a camera that is not there are refused."""
+    with pytest.raises(ConfigError, match=words):
+        load_config(write(tmp_path, MINIMAL | change))

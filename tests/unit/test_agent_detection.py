@@ -20,20 +20,18 @@ from curate.contracts.prediction import DetectionPrediction
 from curate.errors import SelfCheckError
 from edge_agent.cameras.base import Skipped, SkipReason, decode_image
 from edge_agent.capture.feedback_intake import FeedbackRequest, UnknownBoxError
-from edge_agent.capture.frame_finder import FrameFinder
-from edge_agent.interfaces.api import create_app
-from edge_agent.interfaces.api_server import ApiServer
 from edge_agent.models.inference import LoadedModel, load_model
 from edge_agent.models.self_check import load_golden, verify_model
 from tests.fakes.agent_bench import KEEP_ALL, KEEP_NONE, NOW, Bench
-from tests.fakes.tiny_detector import SPEC, detector_manifest, quarters, tiny_detector
-from tests.fakes.tiny_model import tiny_manifest, tiny_model
+from tests.fakes.api_bench import ApiBench
+from tests.fakes.tiny_detector import SPEC, detector_manifest, quarters, tiny_detector_bytes
+from tests.fakes.tiny_model import tiny_manifest, tiny_model_bytes
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     path = tmp_path_factory.mktemp("model") / "m.onnx"
-    path.write_bytes(tiny_detector().SerializeToString())
+    path.write_bytes(tiny_detector_bytes())
     return load_model(path, detector_manifest())
 
 
@@ -116,7 +114,7 @@ def test_a_long_gap_starts_a_new_reader(bench: Bench) -> None:
 
 def test_a_bad_answer_skips_the_frame_and_no_more(tmp_path: Path) -> None:
     """A detector whose answer does not fit its specification yields bad_output and a counted error each frame."""
-    session = ort.InferenceSession(tiny_detector().SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(tiny_detector_bytes(), providers=["CPUExecutionProvider"])
     wrong = detector_manifest().model_copy(update={"model": SPEC.model_copy(update={"class_names": ["a", "b"]})})
     bench = Bench(tmp_path, KEEP_ALL)
     bench.live.replace(LoadedModel(session, wrong))
@@ -147,7 +145,7 @@ def test_a_score_the_answers_lack_is_replaced_and_told_once(
 def test_kinds_may_change_under_one_stream(bench: Bench, tmp_path: Path) -> None:
     """A classifier may follow a detector on the same camera: the next frame is answered in its way."""
     path = tmp_path / "c.onnx"
-    path.write_bytes(tiny_model().SerializeToString())
+    path.write_bytes(tiny_model_bytes())
     bench.camera.add_frames(1)
     bench.run()
     bench.live.replace(load_model(path, tiny_manifest(release_id="c-1", number=2)))
@@ -193,20 +191,8 @@ def client(bench: Bench, tmp_path: Path) -> Iterator[httpx.Client]:
     bench.camera.add_image(quarters(0.9, 0.5, 0.2, 0.0))
     bench.camera.add_image(quarters(0.0, 0.0, 0.0, 0.0))
     bench.run()
-    app = create_app(
-        boot_id="boot",
-        status=dict,
-        predictions=bench.predictions,
-        intake=bench.intake,
-        frames=FrameFinder(bench.ring, bench.keeper, bench.spool),
-        host="127.0.0.1",
-        max_body_bytes=1000,
-    )
-    server = ApiServer(app, host="127.0.0.1", port=0, address_file=tmp_path / "api.json")
-    server.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=5.0) as made:
+    with ApiBench(bench, tmp_path).serve() as made:
         yield made
-    server.stop(5.0)
 
 
 def test_a_prediction_tells_its_boxes(client: httpx.Client) -> None:

@@ -17,7 +17,7 @@ from curate.contracts.release import ReleaseManifest
 from curate.errors import SelfCheckError
 from edge_agent.models.inference import LiveModel, fit_image, load_model
 from edge_agent.models.onnx_scan import verify_self_contained
-from tests.fakes.tiny_model import tiny_manifest, tiny_model
+from tests.fakes.tiny_model import tiny_manifest, tiny_model, tiny_model_bytes
 
 
 def save(folder: Path, model: onnx.ModelProto) -> Path:
@@ -108,7 +108,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     """A missing, empty, random or truncated file is a SelfCheckError."""
     with pytest.raises(SelfCheckError, match="cannot read"):
         load_model(tmp_path / "absent.onnx", tiny_manifest())
-    whole = tiny_model().SerializeToString()
+    whole = tiny_model_bytes()
     for raw in (b"", b"not a model", whole[: len(whole) // 2], whole[:-1]):
         path = tmp_path / "bad.onnx"
         path.write_bytes(raw)
@@ -178,7 +178,7 @@ def test_a_quantised_model_passes(tmp_path: Path) -> None:
             return self.left.pop() if self.left else None
 
     source, prepared, quantised = (tmp_path / f"{name}.onnx" for name in ("source", "prepared", "quantised"))
-    source.write_bytes(tiny_model().SerializeToString())
+    source.write_bytes(tiny_model_bytes())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quant_pre_process(str(source), str(prepared))
@@ -199,7 +199,7 @@ def test_the_scan_never_fails_otherwise(raw: bytes) -> None:
 @given(position=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_flipped_bytes_never_fail_otherwise(position: int, value: int) -> None:
     """A damaged model is accepted or refused with a reason by the scan; nothing else escapes."""
-    raw = bytearray(tiny_model().SerializeToString())
+    raw = bytearray(tiny_model_bytes())
     raw[position % len(raw)] = value
     with contextlib.suppress(SelfCheckError):
         verify_self_contained(bytes(raw))

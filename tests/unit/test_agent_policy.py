@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 
 from curate.contracts.assignment import CapturePolicySpec
 from curate.contracts.capture import Arm, ArmOutcome
-from edge_agent.capture.policy import (
-    CapturePolicy,
-    PolicyRefusedError,
-    UncertainArm,
-    decide_dismissed,
-    inclusion_probability,
-)
+from edge_agent.capture.budget_arm import BudgetArm
+from edge_agent.capture.policy import CapturePolicy, PolicyRefusedError, decide_dismissed, inclusion_probability
 
 Stream = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def arm_of(budget_fraction: float, cooldown_frames: int = 0) -> BudgetArm:
+    return BudgetArm(Arm.UNCERTAIN, budget_fraction, cooldown_frames)
+
+
+def keeps(arm: BudgetArm, score: float) -> bool:
+    return arm.decide(score, "margin").kept
 
 
 def scores(value: float) -> dict[str, float]:
@@ -65,16 +68,16 @@ STREAMS: dict[str, Stream] = {
 def test_the_uncertain_arm_tracks_its_budget(name: str, budget: float, seed: int) -> None:
     """On stationary, drifting and bursty streams the kept share stays within 20 % of the budget."""
     stream = STREAMS[name](np.random.default_rng(seed), 6000)
-    arm = UncertainArm(budget, cooldown_frames=0)
-    kept = sum(arm.decide(float(score)) for score in stream)
+    arm = arm_of(budget)
+    kept = sum(keeps(arm, float(score)) for score in stream)
     assert kept / len(stream) == pytest.approx(budget, rel=0.2)
 
 
 def test_the_uncertain_arm_keeps_the_least_sure() -> None:
     """What it keeps is far less sure than what it leaves."""
     stream = np.random.default_rng(3).random(4000)
-    arm = UncertainArm(0.1, cooldown_frames=0)
-    kept = np.array([arm.decide(float(score)) for score in stream])
+    arm = arm_of(0.1)
+    kept = np.array([keeps(arm, float(score)) for score in stream])
     assert stream[kept].min() > 0.75
     assert stream[~kept].mean() < 0.5
 
@@ -82,8 +85,8 @@ def test_the_uncertain_arm_keeps_the_least_sure() -> None:
 @pytest.mark.parametrize("cooldown", [1, 5, 12])
 def test_the_cooldown_is_kept(cooldown: int) -> None:
     """After one capture the uncertain arm rests for at least that many frames."""
-    arm = UncertainArm(0.9, cooldown_frames=cooldown)
-    kept = [i for i, score in enumerate(np.random.default_rng(1).random(600)) if arm.decide(float(score))]
+    arm = arm_of(0.9, cooldown)
+    kept = [i for i, score in enumerate(np.random.default_rng(1).random(600)) if keeps(arm, float(score))]
     assert len(kept) > 10
     assert min(b - a for a, b in pairwise(kept)) == cooldown + 1
 
@@ -91,9 +94,9 @@ def test_the_cooldown_is_kept(cooldown: int) -> None:
 def test_no_budget_keeps_nothing_and_all_of_it_keeps_nearly_all() -> None:
     """Budgets of 0 and 1 are honoured."""
     rng = np.random.default_rng(2)
-    none, everything = UncertainArm(0.0, 0), UncertainArm(1.0, 0)
-    assert not any(none.decide(float(score)) for score in rng.random(500))
-    assert sum(everything.decide(float(score)) for score in rng.random(500)) > 450
+    none, everything = arm_of(0.0), arm_of(1.0)
+    assert not any(keeps(none, float(score)) for score in rng.random(500))
+    assert sum(keeps(everything, float(score)) for score in rng.random(500)) > 450
 
 
 outcome = st.builds(ArmOutcome, arm=st.sampled_from(Arm), probability=st.floats(0.0, 1.0), kept=st.booleans())
@@ -144,10 +147,128 @@ def test_an_unknown_score_is_refused_and_the_old_policy_stays() -> None:
 
 def test_forgetting_scores_starts_a_new_quantile() -> None:
     """After a model swap, scores of the old model do not set the new model's threshold."""
-    arm = UncertainArm(0.1, cooldown_frames=0)
+    arm = arm_of(0.1)
     for _ in range(300):
-        arm.decide(0.9)
+        keeps(arm, 0.9)
     arm.forget_scores()
     rng = np.random.default_rng(5)
-    kept = sum(arm.decide(float(score)) for score in rng.random(400) * 0.2)
+    kept = sum(keeps(arm, float(score)) for score in rng.random(400) * 0.2)
     assert kept >= 20
+
+
+def decide_all(policy: CapturePolicy, stream: list[dict[str, float]]) -> list[tuple[str, ...]]:
+    return [policy.decide(item).arms for item in stream]
+
+
+def test_the_temporal_arm_keeps_what_wavers_and_never_what_does_not() -> None:
+    """It takes the larger of flicker and lost_track within its budget, and keeps no frame where both are 0."""
+    spec = CapturePolicySpec(random_probability=1e-12, uncertain_budget_fraction=0.0, temporal_budget_fraction=0.05)
+    policy = CapturePolicy(spec, np.random.default_rng(0))
+    rng = np.random.default_rng(4)
+    odd = [i % 5 == 0 for i in range(2000)]
+    stream = [
+        scores(0.1) | ({"flicker": rng.random(), "lost_track": rng.random()} if is_odd else {"flicker": 0.0})
+        for is_odd in odd
+    ]
+    kept = ["temporal" in arms for arms in decide_all(policy, stream)]
+    assert sum(kept) / len(kept) == pytest.approx(0.05, rel=0.2)
+    assert not any(is_kept and not is_odd for is_kept, is_odd in zip(kept, odd, strict=True))
+    calm = CapturePolicy(spec, np.random.default_rng(0))
+    assert not any(decide_all(calm, [scores(0.5) | {"flicker": 0.0}] * 500))
+
+
+def test_an_arm_without_a_budget_leaves_no_outcome() -> None:
+    """Novel and temporal with a budget of 0 stand in no decision; with one they do."""
+    embedding = np.ones(4, np.float32)
+    without = CapturePolicy(CapturePolicySpec(), np.random.default_rng(0), Distances([0.5]))
+    assert {o.arm for o in without.decide(scores(0.1), embedding=embedding).outcomes} == {
+        Arm.RANDOM,
+        Arm.UNCERTAIN,
+        Arm.DISMISSED,
+    }
+    spec = CapturePolicySpec(novel_budget_fraction=0.1, temporal_budget_fraction=0.1)
+    having = CapturePolicy(spec, np.random.default_rng(0), Distances([0.5]))
+    assert {o.arm for o in having.decide(scores(0.1), embedding=embedding).outcomes} == set(Arm)
+
+
+class Distances:
+    """A novelty that gives these distances, over and over."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+        self.asked = 0
+
+    def distance(self, embedding: np.ndarray, space: str) -> float | None:
+        self.asked += 1
+        return self.values[self.asked % len(self.values)]
+
+    def remember(self, embedding: np.ndarray, space: str) -> None:
+        """Nothing."""
+
+
+@settings(max_examples=20, deadline=None)
+@given(budgets=st.tuples(*[st.sampled_from([0.0, 0.05, 0.2])] * 3), cooldown=st.integers(0, 6), seed=st.integers(0, 99))
+def test_the_random_arm_is_never_starved(budgets: tuple[float, float, float], cooldown: int, seed: int) -> None:
+    """Its coins and its probability are the same whatever the other arms may keep."""
+    uncertain, novel, temporal = budgets
+    spec = CapturePolicySpec(
+        random_probability=0.2,
+        uncertain_budget_fraction=uncertain,
+        novel_budget_fraction=novel,
+        temporal_budget_fraction=temporal,
+        cooldown_frames=cooldown,
+    )
+    plain = CapturePolicySpec(random_probability=0.2, uncertain_budget_fraction=0.0)
+    drawn = []
+    for policy_spec in (spec, plain):
+        policy = CapturePolicy(policy_spec, np.random.default_rng(seed), Distances([0.1, 0.7, 0.3]))
+        decisions = [
+            policy.decide(scores(i % 9 / 9) | {"flicker": i % 3 / 3}, embedding=np.ones(3, np.float32))
+            for i in range(120)
+        ]
+        drawn.append(["random" in decision.arms for decision in decisions])
+        assert {d.outcomes[0].probability for d in decisions} == {0.2}
+        assert all(d.inclusion_probability == pytest.approx(inclusion_probability(d.outcomes)) for d in decisions)
+    assert drawn[0] == drawn[1]
+
+
+def test_a_frame_that_was_forced_through_the_gate_states_how_likely_that_was() -> None:
+    """An arm that keeps it states the forced share; at reach 0 only the random arm decides and no budget moves."""
+    spec = CapturePolicySpec(random_probability=0.25, uncertain_budget_fraction=0.9)
+    policy = CapturePolicy(spec, np.random.default_rng(0))
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        policy.decide(scores(float(rng.random())))
+    forced = policy.decide(scores(0.99), drawn=False, reach=0.02)
+    assert forced.arms == ("uncertain",)
+    assert forced.inclusion_probability == pytest.approx(1 - 0.75 * 0.98)
+    before = policy.decide(scores(0.0), drawn=False).traces[0].credit
+    alone = policy.decide(scores(0.99), drawn=True, reach=0.0)
+    assert (alone.arms, alone.inclusion_probability, alone.traces) == (("random",), 0.25, ())
+    assert policy.decide(scores(0.0), drawn=False).traces[0].credit == pytest.approx(before + 0.9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    values=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=120),
+    budget=st.sampled_from([0.0, 0.1, 0.6]),
+    cooldown=st.integers(0, 3),
+)
+def test_every_decision_can_be_explained(values: list[float], budget: float, cooldown: int) -> None:
+    """The words of a trace follow from its numbers, and exactly the kept ones give a reason that names the score."""
+    arm = BudgetArm(Arm.NOVEL, budget, cooldown, floor=0.0)
+    for value in values:
+        trace = arm.decide(value, "distance")
+        words = trace.explain()
+        assert (words == "it is among the top of recent frames") == trace.kept
+        if trace.kept:
+            assert trace.threshold is not None
+            assert trace.score >= trace.threshold
+            assert not trace.resting_frames
+            assert f"{value:.3f}" in trace.reason()
+        elif "rests" in words:
+            assert trace.resting_frames
+        elif "too few" in words:
+            assert trace.threshold is None
+        elif "overdrawn" in words:
+            assert trace.threshold == float("inf")

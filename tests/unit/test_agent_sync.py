@@ -10,8 +10,9 @@ import pytest
 from curate.contracts import paths
 from curate.contracts.assignment import Acknowledgement
 from curate.contracts.capture import BatchRecord
+from curate.contracts.device_settings import BandwidthSpec, MeteredPolicy, TimeWindow
 from curate.contracts.telemetry import ReportedState, UpdateEvent
-from curate.errors import AccessDeniedError
+from curate.errors import AccessDeniedError, BlobRefusedError, ClockSkewError
 from edge_agent.ledger import Ledger
 from edge_agent.report import DeviceReport
 from edge_agent.spool.files import SpoolFolder
@@ -32,6 +33,9 @@ class Device:
         self, root: Path, store: FakeBlobStore, *, boot_id: str = "boot1", policy: SyncPolicy = POLICY
     ) -> None:
         self.now_s = 1000.0
+        self.bandwidth = BandwidthSpec()
+        self.is_metered = False
+        self.has_reserve = True
         self.ledger = Ledger()
         self.spool = Spool.open(
             root / "spool", LIMITS, self.ledger, device_id=DEVICE, boot_id=boot_id, monotonic=lambda: self.now_s
@@ -42,6 +46,9 @@ class Device:
             store,
             self.report,
             policy,
+            bandwidth=lambda: self.bandwidth,
+            is_metered=lambda: self.is_metered,
+            keep_reserve=lambda: self.has_reserve,
             monotonic=lambda: self.now_s,
             rng=random.Random(3),
         )
@@ -103,7 +110,7 @@ def test_nothing_is_deleted_before_the_acknowledgement_and_all_of_it_after(
 def test_bytes_uploaded_are_what_was_sent(device: Device, store: FakeBlobStore) -> None:
     """The counter is the sum of images and records put; a blob sent before a failure is not sent again."""
     device.put(1, 2)
-    store.fail_next(1, after=4)  # acknowledgement, heartbeat, two blobs pass; the record fails
+    store.fail_next(1, after=3)  # heartbeat, two blobs pass; the record fails
     device.turn()
     device.turn(60.0)
     blobs = [key for key in store.keys("put") if key.startswith(paths.CAPTURES)]
@@ -308,7 +315,7 @@ def test_the_heartbeat_says_what_the_device_knows(device: Device, store: FakeBlo
     assert [event.outcome for event in state.updates] == ["swapped"]
     assert (state.counters.frames_seen, state.counters.spooled, state.counters.bytes_seen) == (1, 1, 500)
     assert store.keys("put").count(paths.reported_key(DEVICE)) == 1
-    device.turn(15.0)
+    device.turn(15.0 * 1.25)
     assert store.keys("put").count(paths.reported_key(DEVICE)) == 2
 
 
@@ -372,3 +379,166 @@ def test_the_loop_outlives_an_unforeseen_error_and_saves_the_counters_when_it_st
     again = Device(tmp_path, store, boot_id="boot2")
     assert again.spool.snapshot().uploaded == 2
     assert again.spool.snapshot().bytes_seen == 7
+
+
+def reported(store: FakeBlobStore) -> ReportedState:
+    return ReportedState.from_bytes(store.blobs[paths.reported_key(DEVICE)])
+
+
+def uploads(store: FakeBlobStore) -> list[str]:
+    return [key for key in store.keys("put") if not key.startswith("twin/")]
+
+
+def test_uploads_stay_inside_the_hourly_budget_and_the_rest_is_told(device: Device, store: FakeBlobStore) -> None:
+    """From an empty budget bytes go out no faster than allowed, one object over at most; the heartbeat names what waits
+    and why, and in the end all of it has gone."""
+    device.bandwidth = BandwidthSpec(max_bytes_per_hour=64 * 1024, burst_bytes=64 * 1024)
+    device.put(*range(6))
+    device.turn()
+    assert uploads(store) == []
+    told, started_s = set(), device.now_s
+    for _ in range(100):
+        device.turn(20.0)
+        told |= {tuple(reported(store).limits.held_back)}
+        sent = sum(len(raw) for key, raw in store.blobs.items() if not key.startswith("twin/"))
+        assert sent <= (device.now_s - started_s) / 3600 * 64 * 1024 + 3000
+    assert told == {("budget",), ()}
+    assert device.spool.snapshot().uploaded == 6
+    heartbeats = store.keys("put").count(paths.reported_key(DEVICE))
+    assert heartbeats * len(store.blobs[paths.reported_key(DEVICE)]) <= 2000 * 64 * 1024 / 3600 * 0.3
+
+
+def test_what_waits_for_budget_stays_out_of_batches(device: Device, store: FakeBlobStore) -> None:
+    """While nothing may be sent captures are not frozen, so a more valuable one that comes later still goes first."""
+    device.bandwidth = BandwidthSpec(max_bytes_per_hour=64 * 1024, burst_bytes=64 * 1024)
+    device.put(1, 2)
+    device.turn(1.0)
+    device.put(3, 4, 5, 6, 7, 8)
+    device.turn(1.0)
+    assert len(device.spool.unacknowledged()) == 1
+
+
+@pytest.mark.parametrize("hold", ["window", "metered"])
+def test_captures_are_held_back_and_feedback_goes(device: Device, store: FakeBlobStore, hold: str) -> None:
+    """Outside the windows, and on a metered link, a verdict still travels, in a batch of its own; captures follow when
+    they may."""
+    device.put(1, 2)
+    store.is_down = True
+    device.turn()  # frozen before the hold
+    store.heal()
+    device.bandwidth = BandwidthSpec(windows=(TimeWindow(start="22:00", end="23:00"),) if hold == "window" else ())
+    device.is_metered = hold == "metered"
+    device.put(3, 4)
+    device.spool.put_feedback(make_feedback(1))
+    device.turn(61.0)
+    records = [BatchRecord.from_bytes(store.blobs[key]) for key in uploads(store)]
+    assert [(record.captures, len(record.feedback)) for record in records] == [([], 1)]
+    assert reported(store).limits.held_back == {hold: 4}
+    device.bandwidth, device.is_metered = BandwidthSpec(), False
+    device.turn()
+    assert device.spool.snapshot().uploaded == 4
+
+
+def test_nothing_but_the_heartbeat_goes_where_nothing_may(device: Device, store: FakeBlobStore) -> None:
+    """The strictest metered policy sends no feedback either, loses none, and still says that the device lives."""
+    device.bandwidth, device.is_metered = BandwidthSpec(metered=MeteredPolicy.NOTHING), True
+    device.put(1, 2)
+    device.spool.put_feedback(make_feedback(1))
+    for _ in range(3):
+        device.turn(61.0)
+    assert uploads(store) == []
+    assert reported(store).counters.feedback_pending == 1
+
+
+def test_one_refused_image_blocks_nothing_and_is_given_up_when_others_pass(
+    device: Device, store: FakeBlobStore, tmp_path: Path
+) -> None:
+    """An image that the bucket refuses for what it is rests alone: later batches arrive; after three refusals it is
+    set aside, counted with its reason, and its batch goes without it."""
+    device.put(1, 2, 3, 4)
+    poison = paths.capture_key(DEVICE, make_capture(1, make_jpeg(1)).image.sha256)
+    store.refuse[poison] = BlobRefusedError("EntityTooLarge (413)")
+    device.turn()
+    assert paths.inbox_key(DEVICE, "boot1", 2) in store.blobs
+    assert paths.inbox_key(DEVICE, "boot1", 1) not in store.blobs
+    for _ in range(4):
+        device.turn(61.0)
+    assert store.keys("put").count(poison) == 3
+    assert paths.inbox_key(DEVICE, "boot1", 1) in store.blobs
+    acknowledge(store, boot1=2)
+    device.turn(61.0)
+    counters = device.spool.snapshot()
+    assert (counters.evicted_by, counters.uploaded, counters.pending) == ({"refused": 1}, 3, 0)
+    assert "413" in (tmp_path / "spool" / "quarantine" / "000000000001.capture.reason").read_text()
+
+
+def test_a_bucket_that_refuses_everything_alike_costs_nothing(device: Device, store: FakeBlobStore) -> None:
+    """A broken proxy that answers 400 to every put is no reason to give up a capture, however long it lasts."""
+    device.put(1, 2)
+    store.refuse["captures/"] = store.refuse["inbox/"] = store.refuse["twin/"] = BlobRefusedError("400")
+    for _ in range(30):
+        device.turn(61.0)
+    assert device.spool.snapshot().pending == 2
+    store.heal()
+    for _ in range(2):
+        device.turn(61.0)
+    assert device.spool.snapshot().uploaded == 2
+
+
+def test_a_record_too_large_for_the_bucket_is_broken_up(device: Device, store: FakeBlobStore) -> None:
+    """Captures of a refused record travel in smaller batches, an empty one takes its place, and nothing is lost."""
+    device.put(1, 2)
+    store.refuse[paths.inbox_key(DEVICE, "boot1", 1)] = BlobRefusedError("EntityTooLarge (413)")
+    for _ in range(5):
+        device.turn(61.0)
+    store.heal()
+    for _ in range(3):
+        device.turn(61.0)
+    sizes = [len(BatchRecord.from_bytes(store.blobs[paths.inbox_key(DEVICE, "boot1", n)]).captures) for n in (1, 2, 3)]
+    assert sizes == [0, 1, 1]
+    acknowledge(store, boot1=3)
+    device.turn()
+    counters = device.spool.snapshot()
+    assert (counters.acknowledged, counters.pending, counters.evicted) == (2, 0, 0)
+
+
+def test_a_wrong_clock_is_tried_again_soon_and_told(device: Device, store: FakeBlobStore) -> None:
+    """A refusal that put the clock right costs half a second, not the minutes of a denied access."""
+    device.put(1, 2)
+    store.fail_next(1, ClockSkewError("RequestTimeTooSkewed"))
+    device.turn()
+    device.turn(0.5)
+    assert device.spool.snapshot().uploaded == 2
+    assert reported(store).errors == {"ClockSkewError": 1}
+
+
+def test_an_idle_device_costs_little_and_one_that_waits_reads_nothing_twice(
+    device: Device, store: FakeBlobStore
+) -> None:
+    """With nothing outstanding there is a heartbeat and no other request; while an acknowledgement is awaited, an
+    unchanged document is not transferred again."""
+    device.turn()
+    store.operations.clear()
+    for _ in range(30):
+        device.turn(2.0)
+    assert {operation for operation, _ in store.operations} == {"put"}
+    assert 3 <= len(store.operations) <= 6
+    device.put(1, 2)
+    acknowledge(store, boot0=1)
+    device.turn()
+    transferred = store.transferred
+    for _ in range(10):
+        device.turn(2.0)
+    assert store.transferred == transferred + 1
+    acknowledge(store, boot1=1)
+    device.turn()
+    assert device.spool.snapshot().pending == 0
+
+
+def test_the_heartbeat_tells_of_the_reserve_and_the_clock(device: Device, store: FakeBlobStore) -> None:
+    """Whoever reads it sees that the disk's reserve was given up and that nobody has told the time yet."""
+    device.has_reserve = False
+    device.turn()
+    limits = reported(store).limits
+    assert limits is not None
+    assert (limits.reserve_ready, limits.clock_offset_s, limits.clock_uncertainty_s) == (False, 0.0, None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.answers.base import BadOutputError, pack_embedding, verify_embedding
-from curate.answers.classification import CLASSIFICATION, evaluate_scores
+from curate.answers.classification import CLASSIFICATION, FLICKER, evaluate_scores
 from curate.contracts.prediction import ClassificationPrediction
 from curate.contracts.release import ModelSpec
 
@@ -36,7 +36,7 @@ def test_scores_stay_in_the_unit_interval(values: list[float]) -> None:
     """Every distribution gets exactly the named scores, each in [0, 1]."""
     total = sum(values)
     scores = evaluate_scores(array(*(value / total for value in values)))
-    assert set(scores) == CLASSIFICATION.score_names
+    assert set(scores) == CLASSIFICATION.score_names - {FLICKER}
     assert all(0.0 <= score <= 1.0 for score in scores.values())
 
 
@@ -113,3 +113,39 @@ def test_the_golden_difference_is_the_largest_one() -> None:
     for bad in (outputs(0.5, 0.5), outputs(float("nan"), 0.5, 0.5)):
         with pytest.raises(BadOutputError):
             CLASSIFICATION.golden_difference(bad, expected)
+
+
+def flicker_of(*answers: tuple[float, ...]) -> list[float]:
+    reader = CLASSIFICATION.reader(SPEC)
+    return [reader.read(outputs(*answer), 8, 8).scores[FLICKER] for answer in answers]
+
+
+def test_flicker_tells_wavering_from_a_cut() -> None:
+    """A steady answer has none, one cut leaves a quarter that fades, and going to and fro comes close to 1."""
+    cat, dog = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
+    assert flicker_of(*[cat] * 5) == [0.0] * 5
+    cut = flicker_of(cat, dog, dog, dog)
+    assert cut[1] == 0.25
+    assert cut[1] > cut[2] > cut[3] > 0.0
+    assert flicker_of(*[cat, dog] * 10)[-1] > 0.95
+
+
+def test_a_refused_answer_leaves_the_memory_as_it_was() -> None:
+    """After outputs that are no distribution the next answer is compared with the last good one."""
+    reader = CLASSIFICATION.reader(SPEC)
+    reader.read(outputs(1.0, 0.0, 0.0), 8, 8)
+    with pytest.raises(BadOutputError):
+        reader.read(outputs(1.0, 1.0, 1.0), 8, 8)
+    assert reader.read(outputs(1.0, 0.0, 0.0), 8, 8).scores[FLICKER] == 0.0
+
+
+def test_answers_agree_while_people_see_the_same() -> None:
+    """The same class about as surely agrees; another class, or the same much less surely, does not."""
+    sure, fairly, barely, other = (
+        CLASSIFICATION.reader(SPEC).read(outputs(*values), 8, 8)
+        for values in ((0.9, 0.1, 0.0), (0.7, 0.2, 0.1), (0.4, 0.3, 0.3), (0.1, 0.9, 0.0))
+    )
+    assert sure.agrees_with(fairly)
+    assert not sure.agrees_with(barely)
+    assert not sure.agrees_with(other)
+    assert sure.without_embeddings().agrees_with(sure)

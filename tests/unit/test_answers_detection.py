@@ -266,3 +266,36 @@ def test_every_kind_keeps_the_registry_s_promises() -> None:
     for kind in ANSWERS.values():
         assert kind.default_score in kind.score_names <= SCORE_NAMES
         assert "embedding" in kind.output_names
+
+
+def agree(left: tuple[Candidate, ...], right: tuple[Candidate, ...]) -> bool:
+    one, other = read(*left), read(*right)
+    assert one.agrees_with(other) == other.agrees_with(one)
+    return one.agrees_with(other)
+
+
+def test_answers_agree_while_people_see_the_same_boxes() -> None:
+    """A box that moved a little, or wavers around the threshold, changes nothing; a new, lost or far one does."""
+    here: Candidate = ((10, 10, 30, 50), 0.8)
+    assert agree((), ())
+    assert agree((here,), (((12, 10, 32, 50), 0.6),))
+    assert agree((here, ((100, 10, 130, 50), 0.32)), (here, ((100, 10, 130, 50), 0.25)))
+    assert agree((here,), (here, ((100, 10, 130, 50), 0.2)))
+    assert not agree((here,), ())
+    assert not agree((here,), (((60, 10, 80, 50), 0.8),))
+    assert not agree((here,), (here, ((100, 10, 130, 50), 0.9)))
+    assert read(here).without_embeddings().agrees_with(read(here))
+
+
+def test_answers_of_other_classes_or_kinds_do_not_agree() -> None:
+    """The same box under another class is another answer, and so is another kind's."""
+
+    def read_two(probabilities: list[float]) -> DetectionAnswer:
+        outputs = raw(((10, 10, 30, 50), 0.8)) | {"probabilities": np.array([probabilities], np.float32)}
+        return DETECTION.reader(TWO).read(outputs, 100, 200)
+
+    assert read_two([0.8, 0.1]).agrees_with(read_two([0.7, 0.2]))
+    assert not read_two([0.8, 0.1]).agrees_with(read_two([0.1, 0.8]))
+    whole = ModelSpec(kind="classification", class_names=["a", "b"], height=8, width=8, embedding_dim=1)
+    outputs = {"probabilities": np.array([0.5, 0.5], np.float32), "embedding": np.ones(1, np.float32)}
+    assert not read_two([0.8, 0.1]).agrees_with(ANSWERS["classification"].reader(whole).read(outputs, 8, 8))

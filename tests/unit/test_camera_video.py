@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 
 from curate.errors import AgentError, ConfigError
-from edge_agent.cameras.base import Frame, Skipped, SkipReason, decode_image
+from edge_agent.cameras.base import CameraState, Frame, Skipped, SkipReason, decode_image
+from edge_agent.cameras.live import INDEX_GAP_AFTER_LOSS, LiveVideo, RateLimit
 from edge_agent.cameras.registry import describe_camera, open_camera
-from edge_agent.cameras.video import INDEX_GAP_AFTER_LOSS, LiveVideo, RateLimit, VideoFile
-from edge_agent.config.cameras import FolderCameraConfig, VideoCameraConfig
+from edge_agent.cameras.video import open_address
+from edge_agent.cameras.video_file import VideoFile
+from edge_agent.config.cameras import FolderCameraConfig, UsbCameraConfig, VideoCameraConfig
 
 WIDTH, HEIGHT, FPS, COUNT = 64, 48, 10.0, 12
 
@@ -301,7 +304,7 @@ def test_a_live_stream_is_followed_through_a_loss(caplog: pytest.LogCaptureFixtu
         with caplog.at_level(logging.INFO):
             before = frames_from(camera, server, 3)
             server.close()
-            wait_for(lambda: any("lost" in r.message for r in caplog.records), "the loss is told")
+            wait_for(lambda: camera.state is CameraState.LOST, "the loss is told")
             while camera.poll() is not None:
                 pass
             server = MjpegServer(port)
@@ -337,7 +340,8 @@ def test_a_camera_that_is_not_there_yet_is_waited_for() -> None:
 def test_only_the_newest_wait_and_the_rest_is_counted() -> None:
     """When nobody polls, old frames give way; what was passed over and what is read add up to what came."""
     server = MjpegServer()
-    camera = LiveVideo(config(server.url, max_queued_frames=2))
+    wanted = config(server.url, max_queued_frames=2)
+    camera = LiveVideo(wanted, partial(open_address, wanted))
     try:
         assert camera.poll() is None
         server.send(30)
@@ -358,3 +362,49 @@ def test_only_the_newest_wait_and_the_rest_is_counted() -> None:
     assert len(indices) == 2
     assert indices == [skipped, skipped + 1]
     assert skipped >= 18
+
+
+# -- USB ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_usb_camera_that_is_not_there_is_said_and_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """`check` names the missing device with a hint; the agent itself starts, says that it is lost, and waits."""
+    usb = UsbCameraConfig(camera_id="usb", kind="usb", device="/dev/video-not-there", max_reconnect_s=0.01)
+    with pytest.raises(ConfigError, match="does not exist") as caught:
+        describe_camera(usb)
+    assert "by-id" in str(caught.value.hint)
+    with caplog.at_level(logging.WARNING):
+        camera = open_camera(usb)
+        try:
+            assert camera.state is CameraState.STARTING
+            assert camera.poll() is None
+            wait_for(lambda: camera.state is CameraState.LOST, "the loss is told")
+        finally:
+            camera.close()
+    assert [record.__dict__["source"] for record in caplog.records] == ["/dev/video-not-there"]
+
+
+def test_a_file_s_state_is_told(clip: Path) -> None:
+    """A file delivers until it has ended, and then says so."""
+    clock = Clock()
+    camera = VideoFile(config(clip), monotonic=clock)
+    assert camera.state is CameraState.DELIVERING
+    play(camera, clock, 5.0)
+    assert camera.state is CameraState.ENDED
+
+
+def test_nobody_polls_for_nothing(clip: Path) -> None:
+    """Between two frames a file says how long none can come: polling again after that finds the next one."""
+    clock = Clock()
+    camera = VideoFile(config(clip), monotonic=clock)
+    assert camera.idle_s == 0.0
+    assert isinstance(camera.poll(), Frame)
+    assert 0.0 < camera.idle_s <= 1 / FPS
+    clock.now_s += camera.idle_s + 1e-9
+    assert (camera.idle_s, isinstance(camera.poll(), Frame)) == (0.0, True)
+    play(camera, clock, 5.0)
+    assert camera.idle_s == 1.0
+    limit = RateLimit(10.0)
+    assert limit.due_in_s(50.0) == 0.0
+    assert [limit.admits(50.0) for _ in range(3)] == [True, True, False]
+    assert limit.due_in_s(50.04) == pytest.approx(0.06)

@@ -73,7 +73,7 @@ def _believed(wired: Services, root: Root, device_id: str) -> Assignment:
         key_id: Key.from_dict(key_id, dict(value))
         for key_id, value in root.unrecognized_fields[ASSIGNMENT_KEYS_FIELD].items()
     }
-    return verify_assignment(wired.store.get(desired_key(device_id)), keys, device_id, TrustFloor())[0]
+    return verify_assignment(wired.store.get(desired_key(device_id)), keys, device_id, TrustFloor()).assignment
 
 
 def _report(wired: Services, device_id: str, **facts: object) -> None:

@@ -45,10 +45,10 @@ def _manifest(number: int, release_id: str = "r-2") -> ReleaseManifest:
 
 def test_a_signed_assignment_is_believed_and_raises_the_floor() -> None:
     """A genuine assignment comes back as it was signed, and its version becomes the floor."""
-    assignment, floor = verify_assignment(sign_assignment(_assignment(), SIGNER), KEYS, "cam-1", TrustFloor())
-    assert assignment == _assignment()
-    assert floor.assignment_version == 5
-    assert verify_assignment(sign_assignment(_assignment(), SIGNER), KEYS, "cam-1", floor) == (assignment, floor)
+    believed = verify_assignment(sign_assignment(_assignment(), SIGNER), KEYS, "cam-1", TrustFloor())
+    assert believed.assignment == _assignment()
+    assert believed.floor.assignment_version == 5
+    assert verify_assignment(sign_assignment(_assignment(), SIGNER), KEYS, "cam-1", believed.floor) == believed
 
 
 def _tampered_payload() -> bytes:
@@ -101,7 +101,7 @@ def test_no_key_trusts_nothing() -> None:
 
 def test_one_version_never_says_two_things() -> None:
     """A second assignment under an accepted version is refused."""
-    _, floor = verify_assignment(sign_assignment(_assignment(), SIGNER), KEYS, "cam-1", TrustFloor())
+    floor = verify_assignment(sign_assignment(_assignment(), SIGNER), KEYS, "cam-1", TrustFloor()).floor
     with pytest.raises(TrustError, match="other contents"):
         verify_assignment(sign_assignment(_assignment(release_id="r-3"), SIGNER), KEYS, "cam-1", floor)
 
@@ -113,13 +113,12 @@ def test_accepted_assignment_versions_never_fall(order: list[int]) -> None:
     followed = []
     for version in order:
         try:
-            assignment, floor = verify_assignment(
-                sign_assignment(_assignment(version=version), SIGNER), KEYS, "cam-1", floor
-            )
+            believed = verify_assignment(sign_assignment(_assignment(version=version), SIGNER), KEYS, "cam-1", floor)
         except TrustError:
             assert version < floor.assignment_version
         else:
-            followed.append(assignment.version)
+            floor = believed.floor
+            followed.append(believed.assignment.version)
     assert followed == sorted(followed)
     assert floor.assignment_version == max(order, default=0)
 

@@ -1,0 +1,148 @@
+"""What may be kept at all, and what is blacked out of it before anything reaches the disk or a screen.
+
+Whoever forbids wins: the switch on the device, the windows and regions of its own file, and those of the assignment
+all have to allow. When the redactor fails, the picture is not kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from curate.contracts.device_settings import PrivacySpec, RedactionRegion
+from curate.errors import ConfigError
+from edge_agent.cameras.base import Pixels, UndecodableError, decode_image, encode_jpeg
+from edge_agent.errors import RedactionError
+from edge_agent.settings import LiveSettings
+from edge_agent.switches import Switches
+from edge_agent.time_windows import is_open
+
+Redactor: TypeAlias = Callable[[str, Pixels], Pixels]
+"""Takes the camera's name and RGB pixels, uint8 [H, W, 3]; returns pixels of the same shape."""
+
+_MAX_MASKS: Final = 32
+_RIM_PIXELS: Final = 3
+"""A region's edge is drawn this thick, so that no rounding leaves a line of it uncovered."""
+
+
+class PrivacyGuard:
+    """Decides about keeping and redacts pictures, by the settings of the moment. Thread-safe."""
+
+    def __init__(
+        self,
+        settings: LiveSettings,
+        switches: Switches,
+        *,
+        redactor: Redactor | None = None,
+        jpeg_quality: int = 95,
+        max_pixels: int = 25_000_000,
+    ) -> None:
+        """`redactor` sees the picture after the regions were blacked out."""
+        self._settings = settings
+        self._switches = switches
+        self._redactor = redactor
+        self._jpeg_quality = jpeg_quality
+        self._max_pixels = max_pixels
+        self._lock = threading.Lock()
+        self._masks: dict[tuple[tuple[RedactionRegion, ...], int, int], NDArray[np.bool_]] = {}
+
+    def may_keep(self, now: datetime) -> bool:
+        """Say whether a capture may be kept at this moment, an aware time."""
+        return self._switches.state().capture_allowed and may_keep(self._settings.current().privacy, now)
+
+    def redact(self, camera_id: str, pixels: Pixels) -> Pixels:
+        """Return the picture as it may be kept, RGB uint8 [H, W, 3]; the given one is left as it is.
+
+        Raises:
+            RedactionError: the redactor failed; the picture must not be kept or shown.
+        """
+        regions = self._regions(camera_id)
+        if regions:
+            pixels = pixels.copy()
+            pixels[self._mask(regions, *pixels.shape[:2])] = 0
+        return pixels if self._redactor is None else _run(self._redactor, camera_id, pixels)
+
+    def redact_encoded(self, camera_id: str, encoded: bytes) -> bytes:
+        """Return an encoded picture as it may be shown: PNG or JPEG in, the same or a new JPEG out.
+
+        Raises:
+            RedactionError: it could not be redacted.
+        """
+        if self._redactor is None and not self._regions(camera_id):
+            return encoded
+        try:
+            pixels = decode_image(encoded, max_pixels=self._max_pixels)
+            return encode_jpeg(self.redact(camera_id, pixels), quality=self._jpeg_quality)
+        except (UndecodableError, OSError) as exc:
+            raise RedactionError(f"the picture cannot be redacted: {exc}") from exc
+
+    def _regions(self, camera_id: str) -> tuple[RedactionRegion, ...]:
+        return select_regions(self._settings.current().privacy, camera_id)
+
+    def _mask(self, regions: tuple[RedactionRegion, ...], height: int, width: int) -> NDArray[np.bool_]:
+        key = (regions, height, width)
+        with self._lock:
+            if (mask := self._masks.get(key)) is None:
+                if len(self._masks) >= _MAX_MASKS:
+                    self._masks.clear()
+                mask = self._masks[key] = rasterise(regions, height, width)
+            return mask
+
+
+def may_keep(privacy: Iterable[PrivacySpec], now: datetime) -> bool:
+    """Say whether every one of them is open at this moment; one without windows always is."""
+    return all(is_open(spec.windows, now) for spec in privacy)
+
+
+def select_regions(privacy: Iterable[PrivacySpec], camera_id: str) -> tuple[RedactionRegion, ...]:
+    """Return the regions of one camera, from all of them."""
+    return tuple(region for spec in privacy for region in spec.regions if region.camera_id in (None, camera_id))
+
+
+def rasterise(regions: Iterable[RedactionRegion], height: int, width: int) -> NDArray[np.bool_]:
+    """Return which pixels the regions touch, bool [height, width]; rather one pixel too many than one too few."""
+    canvas = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    for region in regions:
+        corners = [(x * width, y * height) for x, y in region.points]
+        draw.polygon(corners, fill=1)
+        draw.line([*corners, corners[0]], fill=1, width=_RIM_PIXELS, joint="curve")
+    return np.asarray(canvas, dtype=np.bool_)
+
+
+def load_redactor(path: str) -> Redactor:
+    """Import `package.module:function`.
+
+    Raises:
+        ConfigError: there is no such module or function.
+    """
+    module_name, _, name = path.partition(":")
+    hint = "privacy.redactor is package.module:function, installed beside the agent."
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise ConfigError(f"privacy.redactor {path} cannot be imported: {exc}", hint=hint) from exc
+    if not callable(found):
+        raise ConfigError(f"privacy.redactor {path} is no function", hint=hint)
+    redactor: Redactor = found
+    return redactor
+
+
+def _run(redactor: Redactor, camera_id: str, pixels: Pixels) -> Pixels:
+    shape = pixels.shape
+    try:
+        # A copy: one that changes its input and then fails must not reach into the frame.
+        redacted = np.asarray(redactor(camera_id, pixels.copy()))
+    # Somebody else's code: whatever it raises, the picture is not kept.
+    except Exception as exc:
+        raise RedactionError(f"the redactor failed: {type(exc).__name__}: {exc}") from exc
+    if redacted.shape != shape or redacted.dtype != np.uint8:
+        raise RedactionError(f"the redactor returned {redacted.dtype} {redacted.shape}, not uint8 {shape}")
+    return redacted
