@@ -8,7 +8,6 @@ BUCKET is `folder`, or `s3` for one that does not answer: its client is then in 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from tuf.api.metadata import Metadata, Root
 
 from edge_agent.bench.model import load_file
 from edge_agent.config.agent import AgentConfig
+from edge_agent.models.machine import peak_resident_bytes
 from edge_agent.service import Service
 
 
@@ -38,7 +38,7 @@ def main(model: str, folder: str, fps: str, warmup_s: str, seconds: str, bucket:
             frames = _frames(service) - before
         finally:
             service.stop()
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak_bytes = peak_resident_bytes()
     print(json.dumps({"frames": frames, "cpu_share": cpu_s / wall_s, "peak_bytes": peak_bytes}))
 
 

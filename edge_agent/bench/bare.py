@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from PIL import Image
+
+from edge_agent.models.machine import peak_resident_bytes
 
 
 def open_session(path: Path) -> ort.InferenceSession:
@@ -50,7 +51,7 @@ def main(model: str, folder: str, fps: str, warmup_s: str, seconds: str) -> None
             {
                 "frames": count,
                 "cpu_share": (time.process_time() - cpu_s) / (time.monotonic() - wall_s),
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_bytes": peak_resident_bytes(),
             }
         )
     )

@@ -33,6 +33,14 @@ def resident_bytes() -> int:
     return _kilobytes(_STATUS, "VmRSS") or 0
 
 
+def peak_resident_bytes() -> int:
+    """Return the most memory this process ever held; 0 when unknown.
+
+    Not `ru_maxrss`: that starts with what the parent held when it forked, however small the child is.
+    """
+    return _kilobytes(_STATUS, "VmHWM") or 0
+
+
 def virtual_bytes() -> int:
     """Return the address space this process uses now; 0 when unknown."""
     return _kilobytes(_STATUS, "VmSize") or 0

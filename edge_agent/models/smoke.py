@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.contracts.release import ReleaseManifest
 from curate.errors import SelfCheckError
 from edge_agent.models.inference import LoadedModel, load_model
-from edge_agent.models.machine import resident_bytes, usable_cpus, virtual_bytes
+from edge_agent.models.machine import peak_resident_bytes, resident_bytes, usable_cpus, virtual_bytes
 from edge_agent.models.providers import ProviderName
 from edge_agent.models.self_check import Golden, load_golden, verify_model
 from edge_agent.models.tuning import tune_threads
@@ -82,7 +82,7 @@ def _examine(request: SmokeRequest) -> SmokeResult:
     fixed = 1 if request.threads == "auto" else request.threads
     model = _load(request, fixed)
     verify_model(model, golden, max_latency_s=math.inf)
-    peak_bytes = max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before_bytes)
+    peak_bytes = max(0, peak_resident_bytes() - before_bytes)
     if peak_bytes > request.max_memory_bytes:
         raise SelfCheckError(
             f"the model takes {peak_bytes // _MIB} MiB here, more than {request.max_memory_bytes // _MIB} MiB"

@@ -13,7 +13,7 @@ from tests.fakes.tiny_model import tiny_model
 Treason = Literal["nan", "hang", "slow"]
 BRIGHT = 254
 """The grey level from which on a frame is bright; no golden input is."""
-_SLOW_TURNS = 20_000
+_SLOW_TURNS = 60_000
 _FOREVER = 2**62
 
 
