@@ -6,6 +6,7 @@ Devices, people and models are played: answers are right with a given chance, ev
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -126,7 +127,7 @@ class Leftovers:
             ),
             script=DemoScript(seed=0),
             world=FashionWorld(DemoScript(seed=0), self._data, self.root / "cache", self.world),
-            wall_s=412.3,
+            started_s=time.monotonic() - 412.3,
             events=self.events(),
             prefect_runs=Counter({"completed": 31, "crashed": 1}),
         )

@@ -202,7 +202,6 @@ class DemoRun:
 
         _wait_until(drained, timeout_s=240, what="the spools to drain")
         self._runs.run_to_end("collect-annotations", timeout_s=120)
-        self._runs.run_to_end("supervise-rollout", timeout_s=120)
 
 
 def cloud_config(stack: Stack, script: DemoScript, world: DemoWorld) -> dict[str, Any]:

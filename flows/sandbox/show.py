@@ -33,7 +33,7 @@ def run_demo(root: Path, script: DemoScript, *, keep: bool, console: Console) ->
             wired=services(),
             script=script,
             world=run.world,
-            wall_s=time.monotonic() - started,
+            started_s=started,
             events=run.timeline.events,
             prefect_runs=FlowRuns(stack.prefect_api_url).count(),
         )

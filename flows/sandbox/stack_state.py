@@ -127,6 +127,8 @@ class Stack(BaseModel):
             "PREFECT_HOME": str(data_path(self.root, PREFECT)),
             "PREFECT_API_URL": self.prefect_api_url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # How often the worker looks for runs that are due. A minute of the demo is an hour.
+            "PREFECT_RUNNER_POLL_FREQUENCY": "2",
             "DO_NOT_TRACK": "1",
         }
 
