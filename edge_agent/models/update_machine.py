@@ -106,7 +106,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """The check failed for a reason that may pass: no memory, no time."""
+    """The check, or the loading for the trial, failed for a reason that may pass: no memory, no time, the disk."""
 
     reason: str
 
@@ -241,6 +241,11 @@ def _trial_started(attempt: Attempt, _: Started) -> Step:
     return Step(_to(attempt, Phase.TRIAL, starts=attempt.starts + 1), _SAVE)
 
 
+def _trial_postponed(attempt: Attempt, event: Postponed) -> Step:
+    """The process lives, so this start does not count against the release."""
+    return Step(_to(attempt, Phase.TRIAL, starts=max(0, attempt.starts - 1), reason=event.reason), _SAVE)
+
+
 def _stopped(attempt: Attempt, _: Stopped) -> Step:
     return Step(_to(attempt, attempt.phase, starts=max(0, attempt.starts - 1), reason=attempt.reason), _SAVE)
 
@@ -272,6 +277,7 @@ _TABLE: Final[dict[tuple[Phase, type], Callable[[Attempt, Any], Step]]] = {
     (Phase.SMOKE, Passed): _passed,
     (Phase.SMOKE, Stopped): _stopped,
     (Phase.TRIAL, Started): _trial_started,
+    (Phase.TRIAL, Postponed): _trial_postponed,
     (Phase.TRIAL, Failed): _rolled_back,
     (Phase.TRIAL, Stopped): _stopped,
     (Phase.TRIAL, Settled): _settled,

@@ -358,6 +358,9 @@ class Updater:
             shown = self._loader.prove(content)
             self._seat.begin_trial(content, shown, self._limits.trial)
         except SelfCheckError as exc:
+            if exc.retryable:
+                self._apply(Postponed(str(exc)), now)
+                raise
             self._apply(Failed(str(exc)), now)
 
     def _load_candidate(self) -> SlotContent:
