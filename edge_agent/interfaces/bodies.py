@@ -15,6 +15,8 @@ BODY_TIMEOUT_S: Final = 10.0
 """Who sends slower holds up nobody else for longer."""
 
 _M = TypeVar("_M", bound=BaseModel)
+_DRAINED_BYTES: Final = 64 * 1024
+"""Of a body that is too large, this much is read and dropped: who still sends when the door closes hears no answer."""
 
 
 async def read_body(request: Request, *, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> bytes:
@@ -26,19 +28,23 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float = BODY
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise HTTPException(415, "send the body without compression")
     declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes + _DRAINED_BYTES:
         raise _too_large(max_bytes)
-    body = bytearray()
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise _too_large(max_bytes)
+                size += len(chunk)
+                if size <= max_bytes:
+                    body += chunk
+                elif size > max_bytes + _DRAINED_BYTES:
+                    break
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {timeout_s:g} s") from None
     except ClientDisconnect:
         raise HTTPException(400, "the client went away") from None
+    if size > max_bytes:
+        raise _too_large(max_bytes)
     return bytes(body)
 
 
