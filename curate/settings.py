@@ -65,6 +65,9 @@ class Settings(BaseSettings):
 
     catalog_url: str = "sqlite:///.gleaner/catalog.db"
     cache_dir: Path = Path(".gleaner/cache")
+    image_cache_bytes: int = Field(
+        default=4 * 1024**3, ge=0, description="Room under `cache_dir` for pictures; 0 fetches each one every time."
+    )
     key_dir: Path = Path(".gleaner/keys")
     labels_file: Path = Path("configs/labels.yaml")
     bucket: S3Settings

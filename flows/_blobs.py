@@ -5,38 +5,52 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from curate.errors import BlobNotFoundError, TrustError
 from curate.storage.ports import BlobStore
+from flows._wiring import Services
 
 PARALLEL_FETCHES = 8
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
 
 
-def fetch_images(store: BlobStore, keys: Sequence[str]) -> list[bytes]:
-    """Fetch images in the order of the keys.
+def fetch_images(wired: Services, keys: Sequence[str]) -> list[bytes]:
+    """Fetch admitted images in the order of the keys, each from the bucket at most once while the cache has room.
 
     Raises:
         BlobNotFoundError: an admitted image is gone from the bucket.
         StorageUnavailableError: the bucket cannot be reached.
     """
     with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
-        return list(pool.map(lambda key: store.get(key, max_bytes=MAX_IMAGE_BYTES), keys))
+        return list(pool.map(partial(fetch_image, wired), keys))
 
 
-def fetch_images_if_there(store: BlobStore, keys: Sequence[str]) -> dict[str, bytes]:
-    """Fetch what is there; a missing image has no entry."""
+def fetch_image(wired: Services, key: str) -> bytes:
+    """Fetch one image, as `fetch_images` does."""
+    known = wired.images.get(key)
+    return _fetch_fresh(wired, key) if known is None else known
+
+
+def fetch_images_if_there(wired: Services, keys: Sequence[str]) -> dict[str, bytes]:
+    """Fetch what the bucket holds now; a missing image has no entry."""
 
     def fetch(key: str) -> bytes | None:
         try:
-            return store.get(key, max_bytes=MAX_IMAGE_BYTES)
+            return _fetch_fresh(wired, key)
         except BlobNotFoundError:
             return None
 
     with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
         found = zip(keys, pool.map(fetch, keys), strict=True)
         return {key: data for key, data in found if data is not None}
+
+
+def _fetch_fresh(wired: Services, key: str) -> bytes:
+    data = wired.store.get(key, max_bytes=MAX_IMAGE_BYTES)
+    wired.images.put(key, data)
+    return data
 
 
 def put_model_file(store: BlobStore, name: str, data: bytes) -> str:

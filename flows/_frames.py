@@ -18,6 +18,6 @@ def fetch_frames(wired: Services, pictured: Sequence[Sample | DatasetItem]) -> F
         StorageUnavailableError: the bucket cannot be reached.
         CatalogError: an image cannot be decoded.
     """
-    encoded = fetch_images(wired.store, [each.image_key for each in pictured])
+    encoded = fetch_images(wired, [each.image_key for each in pictured])
     named = zip((each.sample_id for each in pictured), encoded, strict=True)
     return decode_frames(named, wired.settings.labels.height, wired.settings.labels.width)

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from curate.annotation.backend import AnnotationBackend
 from curate.catalog.store import Catalog
 from curate.settings import Settings, load_settings
+from curate.storage.image_cache import ImageCache
 from curate.storage.ports import BlobStore
 from curate.storage.s3 import S3BlobStore
 
@@ -21,6 +22,11 @@ class Services:
     store: BlobStore
     catalog: Catalog
     open_annotation: Callable[[], AnnotationBackend]
+
+    @cached_property
+    def images(self) -> ImageCache:
+        """Pictures that were fetched before."""
+        return ImageCache(self.settings.cache_dir / "images", self.settings.image_cache_bytes)
 
     @cached_property
     def annotation(self) -> AnnotationBackend:

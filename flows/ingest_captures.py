@@ -57,7 +57,7 @@ def _admit(wired: Services, blob: BlobInfo) -> tuple[str | None, AdmissionResult
     """Admit one batch; return the device to acknowledge it to, None when the key names none."""
     # An oversized record is refused unread; refusing it still lets its boot's later batches be acknowledged.
     raw = wired.store.get(blob.key) if blob.size_bytes <= MAX_RECORD_BYTES else b""
-    images = fetch_images_if_there(wired.store, image_keys(blob.key, raw))
+    images = fetch_images_if_there(wired, image_keys(blob.key, raw))
     plan = plan_admission(
         blob.key,
         raw,

@@ -120,6 +120,7 @@ class Leftovers:
                     bucket=S3Settings(bucket="gleaner"),
                     label_studio=LabelStudioSettings(url="http://127.0.0.1:1", token="unused"),
                     labels_file=LABELS_FILE,
+                    cache_dir=self.root / "cache",
                 ),
                 store=self.store,
                 catalog=self.catalog,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 from PIL import Image
 
@@ -12,8 +12,6 @@ from curate.catalog.models import IMPORTED, FeedbackRow, Sample
 from curate.contracts.feedback import Verdict
 from curate.contracts.prediction import DetectionPrediction
 from curate.errors import BlobNotFoundError
-from curate.storage.ports import BlobStore
-from flows._blobs import MAX_IMAGE_BYTES
 from flows.sandbox.plaza_clip import FRAMES_PER_S, HEIGHT_PX, WIDTH_PX
 from flows.sandbox.plaza_people import PERSON, Comparison, compare, true_boxes
 from flows.sandbox.plaza_scene import ClipReader, Scene, decode
@@ -30,12 +28,12 @@ class PlazaWitness:
 
     def __init__(
         self,
-        store: BlobStore,
+        fetch: Callable[[str], bytes],
         reader: ClipReader,
         truth: Mapping[int, Sequence[TruthBox]],
         labels: Mapping[str, Json],
     ) -> None:
-        self._store = store
+        self._fetch = fetch
         self._reader = reader
         self._truth = truth
         self._labels = labels
@@ -77,7 +75,7 @@ class PlazaWitness:
             return None
         if sample.sample_id not in self._known:
             try:
-                picture = decode(self._store.get(sample.image_key, max_bytes=MAX_IMAGE_BYTES))
+                picture = decode(self._fetch(sample.image_key))
                 self._known[sample.sample_id] = self._reader.recognise(picture)
             except (BlobNotFoundError, ValueError):
                 self._known[sample.sample_id] = None

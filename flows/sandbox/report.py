@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curate.contracts.telemetry import ReportedState
+from flows._blobs import fetch_images_if_there
 from flows.sandbox.demo_books import fetch_reported, find_violations, gather_annotation_book, gather_device_book
 from flows.sandbox.heldout import pair_rounds
 from flows.sandbox.journal import MetricNames, Sighting, load_journal
@@ -179,7 +181,7 @@ def _look_back(run: DemoFacts, sightings: Sequence[Sighting], drift: Json | None
     choices = {str(r.number): gallery.describe_choices(catalog.selection(r.number)) for r in catalog.rounds()}
     dismissed = gallery.describe_dismissed()
     shown = [*(entry for entries in choices.values() for entry in entries), *dismissed]
-    gallery.persist_thumbnails(run.root, run.wired.store, shown)
+    gallery.persist_thumbnails(run.root, partial(fetch_images_if_there, run.wired), shown)
     zero = find_zero(run.events, sightings)
     dusk = {run.world.drift_camera: run.world.dusk_began(sightings, drift)} if drift else {}
     return {

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from curate.catalog.models import FeedbackRow, Sample, SelectedRow
 from curate.contracts.feedback import Verdict
-from curate.storage.ports import BlobStore
-from flows._blobs import fetch_images_if_there
 from flows.sandbox.worlds.base import Json, Witness
 
 SHOWN_PER_ROUND = 18
@@ -61,11 +59,13 @@ class Gallery:
         shown.sort(key=lambda entry: (entry["mistakes"] == 0, -(entry["confidence"] or 0.0)))
         return shown[:SHOWN_PER_ROUND]
 
-    def persist_thumbnails(self, root: Path, store: BlobStore, entries: Sequence[Json]) -> None:
+    def persist_thumbnails(
+        self, root: Path, fetch: Callable[[Sequence[str]], Mapping[str, bytes]], entries: Sequence[Json]
+    ) -> None:
         """Put pictures of the entries under `root/thumbnails`; one that is gone from the bucket is left out."""
         (root / THUMBNAILS).mkdir(parents=True, exist_ok=True)
         wanted = {self._samples[e["sample_id"]].image_key: (self._samples[e["sample_id"]], e) for e in entries}
-        for key, data in fetch_images_if_there(store, list(wanted)).items():
+        for key, data in fetch(list(wanted)).items():
             sample, entry = wanted[key]
             (root / entry["picture"]).write_bytes(self._witness.thumbnail(sample, data))
 

@@ -35,6 +35,7 @@ def wired(tmp_path: Path) -> Iterator[Services]:
     label_studio = LabelStudioSettings(url="http://127.0.0.1:9", token=SecretStr("0" * 40))
     settings = Settings(
         catalog_url=f"sqlite:///{tmp_path / 'catalog.db'}",
+        cache_dir=tmp_path / "cache",
         key_dir=tmp_path / "keys",
         labels_file=LABELS,
         bucket=S3Settings(bucket="gleaner"),

@@ -115,7 +115,7 @@ class Shown:
             for n, light in ((0, "day"), (2, "dusk"))
         }
         labels = {"s2": boxes_label([LabelledBox("person", 100, 200, 140, 300)])}
-        self.witness = PlazaWitness(self.store, reader, self.truth, labels)
+        self.witness = PlazaWitness(self.store.get, reader, self.truth, labels)
         self.feedback = [
             _verdict("fb-plaza-1-p2-b2", "dismissed", "not_there", "s2"),
             _verdict("fb-plaza-1-p2-m1", "corrected", None, "s2"),
@@ -217,7 +217,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, shown: Shown) -> dict[str, 
     rounds[1][AP50.control] = None
     gallery = Gallery(shown.witness, shown.samples, shown.feedback)
     dismissed = gallery.describe_dismissed()
-    gallery.persist_thumbnails(root, shown.store, dismissed)
+    gallery.persist_thumbnails(root, lambda keys: {key: shown.store.get(key) for key in keys}, dismissed)
     return (
         told
         | conclude(_facts())

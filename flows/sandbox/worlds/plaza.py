@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,9 +170,10 @@ class PlazaWorld:
 
     def witness(self, wired: Services, labels: Mapping[str, Json]) -> Witness:
         """Recognises uploads."""
+        from flows._blobs import fetch_image  # noqa: PLC0415 (the flows' services load much)
         from flows.sandbox.plaza_witness import PlazaWitness  # noqa: PLC0415
 
-        return PlazaWitness(wired.store, ClipReader.of_field(self._clip), load_truth(), labels)
+        return PlazaWitness(partial(fetch_image, wired), ClipReader.of_field(self._clip), load_truth(), labels)
 
     def conclude(self, facts: Sequence[RoundFacts]) -> Json:
         """Curves, the gap that was closed, all measures of each release."""
