@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
+import http.client
 import json
+import secrets
 import ssl
 import urllib.error
 import urllib.request
@@ -12,7 +15,7 @@ from typing import Any, Final
 
 from curate.errors import AgentError, ConfigError
 from edge_agent.config.agent import AgentConfig
-from edge_agent.interfaces.tokens import load_tokens
+from edge_agent.interfaces.tokens import load_tokens, prove_identity
 
 _TIMEOUT_S: Final = 5.0
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -33,9 +36,11 @@ class AgentClient:
             AgentNotRunningError: no agent has run with this state folder.
         """
         self._token_file = config.api.token_file
+        self._is_known = False
         try:
-            self.url = str(json.loads((config.state_dir / "api.json").read_bytes())["url"])
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+            address = json.loads((config.state_dir / "api.json").read_bytes())
+            self.url, self._instance = str(address["url"]), str(address.get("instance", ""))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             raise AgentNotRunningError(f"no agent has run with the state folder {config.state_dir}", hint=HINT) from exc
         # Never through a proxy from the environment: the agent is on this machine.
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
@@ -70,13 +75,34 @@ class AgentClient:
         except urllib.error.HTTPError as exc:
             with exc:
                 raise AgentError(_refusal(exc)) from exc
-        except (urllib.error.URLError, OSError, ValueError) as exc:
+        except (OSError, ValueError, http.client.HTTPException) as exc:
             raise AgentNotRunningError(f"the agent does not answer at {self.url}: {exc}", hint=HINT) from exc
 
     def _headers(self) -> dict[str, str]:
         if self._token_file is None:
             return {}
+        self._verify_identity()
         return {"Authorization": f"Bearer {load_tokens(self._token_file)[0]}"}
+
+    def _verify_identity(self) -> None:
+        """Make sure that it is the agent who listens, before it is told a token: an address file may have outlived its
+        agent, and the port may be a stranger's now.
+
+        Raises:
+            AgentNotRunningError: somebody else answers, or nobody.
+        """
+        if self._is_known:
+            return
+        challenge = secrets.token_hex(16)
+        try:
+            proof = str(self._send(urllib.request.Request(f"{self.url}/livez?challenge={challenge}"))["proof"])
+        except AgentNotRunningError:
+            raise
+        except (AgentError, KeyError, TypeError):
+            proof = ""
+        self._is_known = hmac.compare_digest(proof.encode(), prove_identity(self._instance, challenge).encode())
+        if not self._is_known or not self._instance:
+            raise AgentNotRunningError(f"what listens at {self.url} is not the agent that wrote api.json", hint=HINT)
 
 
 def _trusting(certificate: Path) -> ssl.SSLContext:

@@ -5,6 +5,7 @@ Order never depends on this clock: boot id, sequence and monotonic time give it.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,9 @@ DRIFT_PER_S: Final = 200e-6
 """How much a camera's quartz may run wrong; bounds learned long ago widen by it."""
 TRUSTED_ERROR_S: Final = 30.0
 """A system clock this close to the bucket's is taken as it is: whoever sets it knows better than an HTTP date."""
+_TIME_ERROR: Final = 5
+"""adjtimex(2): the clock is not synchronised."""
+_TIMEX_BYTES: Final = 512
 
 
 @dataclass(frozen=True)
@@ -70,21 +74,46 @@ def narrow(known: Bounds | None, server_s: float, *, sent_s: float, received_s: 
     return both if both.low_s <= both.high_s else fresh
 
 
+def is_kept_in_time() -> bool | None:
+    """Ask the kernel whether somebody keeps this machine's clock in time; None where it does not tell."""
+    try:
+        adjtimex = ctypes.CDLL(None).adjtimex
+    except (OSError, AttributeError):
+        return None
+    state = int(adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES)))  # no mode is set, so nothing changes
+    return None if state < 0 else state != _TIME_ERROR
+
+
 class Clock:
     """Thread-safe. Implements `curate.storage.ports.ServerClock`."""
 
     def __init__(
-        self, *, system: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+        self,
+        *,
+        system: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        is_kept: Callable[[], bool | None] = is_kept_in_time,
     ) -> None:
-        """`system` returns the machine's own time as seconds since 1970, wrong or right."""
+        """`system` returns the machine's own time as seconds since 1970, wrong or right; `is_kept` whether somebody
+        keeps it right."""
         self._system = system
         self._monotonic = monotonic
+        self._is_kept = is_kept
         self._lock = threading.Lock()
         self._bounds: Bounds | None = None
 
     def now(self) -> datetime:
         """Return the time: the system's if the bucket agrees with it or has not been heard, else the bucket's."""
         return datetime.fromtimestamp(self._system() + self.state().offset_s, UTC)
+
+    def is_known(self) -> bool:
+        """Say whether the time is more than a guess: the bucket has told it since the start, or a time service does.
+
+        A clock that merely runs on a battery, or from where it stood when the power went, is not believed.
+        """
+        with self._lock:
+            is_told = self._bounds is not None
+        return is_told or self._is_kept() is True
 
     def monotonic(self) -> float:
         """Return seconds that only grow, whatever happens to the clock."""

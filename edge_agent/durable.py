@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ _RESERVE_DEPTH = 3
 """How many folders above a state file the reserve may lie."""
 _MAGIC = b"GLEANER1"
 _MAX_PREFIX_BYTES = 256
+_NO_DIGEST = b"0" * 64
 _LIKELY_HEADER_BYTES = 4096
 
 
@@ -52,18 +53,50 @@ def write_durably(path: Path, data: bytes) -> None:
     Raises:
         OSError: as `persist_bytes`.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    stage(path, data)
+    place([path])
+
+
+def stage(path: Path, data: bytes) -> None:
+    """Write a file's content beside its place, durably; `place` puts it there.
+
+    Raises:
+        OSError: the disk refused; nothing is left of it.
+    """
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 - the system call is the commit point; keep it visible
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+
+
+def place(paths: Sequence[Path]) -> None:
+    """Put what was staged into its place, with one fsync of each folder for all of it.
+
+    Raises:
+        OSError: the disk refused; each place holds the old file or the new one, and nothing staged is left.
+    """
+    waiting = list(paths)
+    try:
+        while waiting:
+            os.replace(_temporary(waiting[0]), waiting[0])  # noqa: PTH105 - the commit point; keep it visible
+            del waiting[0]
+    except OSError:
+        for path in waiting:
+            with contextlib.suppress(OSError):
+                _temporary(path).unlink(missing_ok=True)
+        raise
+    for folder in {path.parent: None for path in paths}:
+        sync_folder(folder)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
 def make_reserve(state_dir: Path, size_bytes: int, *, min_free_bytes: int = 0) -> bool:
@@ -140,10 +173,22 @@ class _Prefix:
     starts_at: int
 
 
-def seal(header: bytes, payload: bytes = b"") -> bytes:
-    """Return one line of digests and lengths, then the header, then the payload."""
-    digests = b" ".join(_digest(part) for part in (header, payload))
-    return b"%s %s %d %d\n" % (_MAGIC, digests, len(header), len(payload)) + header + payload
+def seal(header: bytes, payload: bytes = b"", *, payload_sha256: str | None = None) -> bytes:
+    """Return one line of digests and lengths, then the header, then the payload.
+
+    With the payload's digest, 64 hexadecimal digits, it is not computed again; of another payload, it will not unseal.
+    """
+    payload_digest = _digest(payload) if payload_sha256 is None else payload_sha256.encode()
+    return b"".join((_prefix(_digest(header), payload_digest, len(header), len(payload)), header, payload))
+
+
+def sealed_bytes(header: bytes, payload_bytes: int) -> int:
+    """Return the size of the sealed file without making it."""
+    return len(_prefix(_NO_DIGEST, _NO_DIGEST, len(header), payload_bytes)) + len(header) + payload_bytes
+
+
+def _prefix(header_digest: bytes, payload_digest: bytes, header_bytes: int, payload_bytes: int) -> bytes:
+    return b"%s %s %s %d %d\n" % (_MAGIC, header_digest, payload_digest, header_bytes, payload_bytes)
 
 
 def unseal(raw: bytes) -> tuple[bytes, bytes]:

@@ -1,20 +1,22 @@
 """What may be kept at all, and what is blacked out of it before anything reaches the disk or a screen.
 
 Whoever forbids wins: the switch on the device, the windows and regions of its own file, and those of the assignment
-all have to allow. When the redactor fails, the picture is not kept.
+all have to allow. While the time is not known no window is open. When the redactor fails, the picture is not kept.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from curate.contracts.device_settings import PrivacySpec, RedactionRegion
 from curate.errors import ConfigError
@@ -43,6 +45,7 @@ class PrivacyGuard:
         redactor: Redactor | None = None,
         jpeg_quality: int = 95,
         max_pixels: int = 25_000_000,
+        is_time_known: Callable[[], bool] = lambda: True,
     ) -> None:
         """`redactor` sees the picture after the regions were blacked out."""
         self._settings = settings
@@ -50,12 +53,20 @@ class PrivacyGuard:
         self._redactor = redactor
         self._jpeg_quality = jpeg_quality
         self._max_pixels = max_pixels
+        self._is_time_known = is_time_known
         self._lock = threading.Lock()
         self._masks: dict[tuple[tuple[RedactionRegion, ...], int, int], NDArray[np.bool_]] = {}
 
     def may_keep(self, now: datetime) -> bool:
         """Say whether a capture may be kept at this moment, an aware time."""
-        return self._switches.state().capture_allowed and may_keep(self._settings.current().privacy, now)
+        is_allowed = self._switches.state().capture_allowed and not self.waits_for_time
+        return is_allowed and may_keep(self._settings.current().privacy, now)
+
+    @property
+    def waits_for_time(self) -> bool:
+        """Whether nothing is kept because there are windows, and nobody knows whether one of them is open."""
+        has_windows = any(spec.windows for spec in self._settings.current().privacy)
+        return has_windows and not self._is_time_known()
 
     def redact(self, camera_id: str, pixels: Pixels) -> Pixels:
         """Return the picture as it may be kept, RGB uint8 [H, W, 3]; the given one is left as it is.
@@ -108,13 +119,34 @@ def select_regions(privacy: Iterable[PrivacySpec], camera_id: str) -> tuple[Reda
 
 def rasterise(regions: Iterable[RedactionRegion], height: int, width: int) -> NDArray[np.bool_]:
     """Return which pixels the regions touch, bool [height, width]; rather one pixel too many than one too few."""
-    canvas = Image.new("L", (width, height))
-    draw = ImageDraw.Draw(canvas)
+    from PIL import ImageDraw  # noqa: PLC0415 - with its fonts 2 MiB, and most cameras have no regions
+
+    rims = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(rims)
+    inside = np.zeros((height, width), np.bool_)
     for region in regions:
-        corners = [(x * width, y * height) for x, y in region.points]
-        draw.polygon(corners, fill=1)
-        draw.line([*corners, corners[0]], fill=1, width=_RIM_PIXELS, joint="curve")
-    return np.asarray(canvas, dtype=np.bool_)
+        outline = [(x * width, y * height) for x, y in (*region.points, region.points[0])]
+        inside |= _surrounded(outline, height, width)
+        draw.line(outline, fill=1, width=_RIM_PIXELS, joint="curve")
+    return inside | np.asarray(rims, dtype=np.bool_)
+
+
+def _surrounded(outline: Sequence[tuple[float, float]], height: int, width: int) -> NDArray[np.bool_]:
+    """Return the pixels whose centre a closed line goes around, bool [height, width].
+
+    By the nonzero winding number rule (ISO 32000-1, section 8.5.3.3.2): Pillow's own polygons are hollow where a line
+    that crosses itself goes around twice.
+    """
+    turns = np.zeros((height, width + 1), np.int8)
+    for (x_from, y_from), (x_to, y_to) in pairwise(outline):
+        low, high = sorted((y_from, y_to))
+        rows = np.arange(math.ceil(low - 0.5), math.ceil(high - 0.5))
+        if rows.size:
+            crossings = x_from + (rows + 0.5 - y_from) * ((x_to - x_from) / (y_to - y_from))
+            columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.intp)
+            turns[rows, columns] += 1 if y_to > y_from else -1
+    np.cumsum(turns, axis=1, dtype=np.int8, out=turns)
+    return np.not_equal(turns[:, :width], 0)
 
 
 def load_redactor(path: str) -> Redactor:

@@ -117,6 +117,10 @@ class DeviceReport:
         self, *, device_id: str, boot_id: str, now: datetime, counters: DeviceCounters, quarantined: int
     ) -> ReportedState:
         """Return the heartbeat of this moment."""
+        # Before the lock: whoever is asked may take locks of its own, and may come back here.
+        model_state = self._describe_model() if self._describe_model else None
+        limits = self._describe_limits() if self._describe_limits else None
+        scene_gate = self._describe_gate()
         with self._lock:
             return ReportedState(
                 device_id=device_id,
@@ -130,9 +134,9 @@ class DeviceReport:
                 quarantined=quarantined,
                 updates=list(self._updates),
                 errors=dict(self._errors),
-                model_state=self._describe_model() if self._describe_model else None,
-                limits=self._describe_limits() if self._describe_limits else None,
-                scene_gate=self._describe_gate(),
+                model_state=model_state,
+                limits=limits,
+                scene_gate=scene_gate,
             )
 
 

@@ -8,8 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
-from functools import partial, reduce
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -21,18 +20,17 @@ from curate.contracts.telemetry import SceneGateState, UpdateEvent
 from curate.errors import Error
 from edge_agent.backoff import BackoffPolicy
 from edge_agent.cameras.base import Camera
-from edge_agent.cameras.registry import open_camera
+from edge_agent.cameras.registry import close_cameras, open_camera
 from edge_agent.cameras.watched import WatchedCamera
 from edge_agent.capture.explain import explain_prediction
 from edge_agent.capture.feedback_intake import FeedbackIntake
-from edge_agent.capture.feedback_limits import FeedbackLimits, FeedbackLimitsSpec
+from edge_agent.capture.feedback_limits import FeedbackLimits
 from edge_agent.capture.frame_finder import FrameFinder
 from edge_agent.capture.frame_ring import FrameRing, PredictionLog
 from edge_agent.capture.keeper import Keeper
 from edge_agent.capture.loop import CaptureLoop, CaptureParts, total_gate
 from edge_agent.capture.novelty import NoveltyMemory
 from edge_agent.capture.policy import CapturePolicy
-from edge_agent.capture.scene_gate import GateCounts
 from edge_agent.clock import Clock
 from edge_agent.config.agent import AgentConfig
 from edge_agent.config.cameras import CameraConfig
@@ -44,6 +42,7 @@ from edge_agent.interfaces.inference_service import InferenceService
 from edge_agent.interfaces.wiring import Interfaces
 from edge_agent.latency import LatencyHistogram
 from edge_agent.ledger import Ledger
+from edge_agent.memory import limit_arenas
 from edge_agent.models.assembly import open_updater
 from edge_agent.models.inference import LiveModel
 from edge_agent.privacy import PrivacyGuard, load_redactor
@@ -61,6 +60,8 @@ log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S: Final = 2.0
 """A thread that waits for the network longer than this is left behind; killing the agent is safe at any time."""
+CLOSE_TIMEOUT_S: Final = 1.0
+"""The same for the cameras' own threads, all of them together."""
 
 
 def run_service(config: AgentConfig, stop: threading.Event) -> None:
@@ -87,6 +88,7 @@ class Service:
         Raises:
             Error: a part cannot start.
         """
+        limit_arenas()
         self._config = config
         self._boot_id = BootId(uuid.uuid4().hex[:12])
         self._clock = Clock()
@@ -120,6 +122,7 @@ class Service:
             policy_sink=self._replace_policy,
             settings_sink=self._settings.follow,
             sketch_sink=self._novelty.follow_fleet,
+            is_metered=lambda: self._switches.state().metered,
             wall_clock=self._clock.now,
         )
         self._updater.restore(self._started_at)
@@ -169,13 +172,13 @@ class Service:
     def stop(self) -> None:
         """Stop within about `STOP_TIMEOUT_S` and make the last counters durable."""
         self._stop.set()
+        self._keeper.wake()
         self._systemd.notify(STOPPING="1")
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
         self._interfaces.stop(STOP_TIMEOUT_S)
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
-        for camera in self._cameras:
-            camera.close()
+        close_cameras(self._cameras, timeout_s=CLOSE_TIMEOUT_S)
         with suppress(Error):
             self._spool.persist()
         left = [thread.name for thread in self._threads if thread.is_alive()]
@@ -203,7 +206,11 @@ class Service:
                 "max_bytes": self._config.spool.max_bytes,
             },
             "queue": {"captures": self._keeper.queued, "max_captures": self._config.capture.max_queued},
-            "scene_gate": asdict(reduce(GateCounts.plus, (capture.gate_counts for capture in self._captures))),
+            "scene_gate": self._total_gate().model_dump(),
+            "privacy": {
+                "may_keep": self._privacy.may_keep(self._clock.now()),
+                "waits_for_time": self._privacy.waits_for_time,
+            },
             "ring": {"frames": len(self._ring), "used_bytes": self._ring.used_bytes},
             "newest_cursor": self._predictions.newest_cursor,
             "grpc_port": self._interfaces.grpc_port,
@@ -285,6 +292,7 @@ class Service:
             redactor=None if path is None else load_redactor(path),
             jpeg_quality=self._config.capture.jpeg_quality,
             max_pixels=self._max_pixels(),
+            is_time_known=self._clock.is_known,
         )
 
     def _max_pixels(self) -> int:
@@ -314,13 +322,12 @@ class Service:
         )
 
     def _make_intake(self) -> FeedbackIntake:
-        limits = FeedbackLimits(FeedbackLimitsSpec(**self._config.feedback.model_dump()), time.monotonic)
         return FeedbackIntake(
             self._spool,
             self._keeper,
             self._ring,
             self._predictions,
-            limits=limits,
+            limits=FeedbackLimits(self._config.feedback, time.monotonic),
             novelty=self._novelty,
             count=self._report.count_error,
             wall_clock=self._clock.now,
@@ -333,6 +340,9 @@ class Service:
     def _describe_gate(self) -> SceneGateState | None:
         if not self._settings.current().scene_gate.enabled:
             return None
+        return self._total_gate()
+
+    def _total_gate(self) -> SceneGateState:
         return total_gate(capture.gate_counts for capture in self._captures)
 
     def _sync_policy(self) -> SyncPolicy:

@@ -19,7 +19,7 @@ class SwitchState(Document):
     capture_allowed: bool = True
     """Off: frames are answered and nothing of them is kept."""
     metered: bool = False
-    """On: the link costs money, and uploads follow `BandwidthSpec.metered`."""
+    """On: the link costs money. Uploads follow `BandwidthSpec.metered`, and a release's files wait."""
 
 
 class Switches:

@@ -1,4 +1,4 @@
-"""Shared fixtures: a real S3 server and a real PostgreSQL server, one of each a session, on loopback."""
+"""Shared fixtures: a real S3 server and a real PostgreSQL server, one of each a session, on loopback; a tiny model."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -28,6 +29,9 @@ from pydantic import SecretStr
 from curate.storage.s3 import S3Settings, ensure_bucket
 from tests.fakes.nightly import tell  # noqa: F401 - a fixture for every test
 
+if TYPE_CHECKING:
+    from edge_agent.models.inference import LoadedModel
+
 START_TIMEOUT_S = 60.0
 # A machine shared with servers is slow at times: how long an example takes says nothing about the product.
 hypothesis.settings.register_profile("gleaner", deadline=None, max_examples=60)
@@ -35,6 +39,17 @@ hypothesis.settings.load_profile("gleaner")
 
 DEVICE_BUCKET = "device-bucket"
 """The bucket where `S3Server.as_device` has rights, only under its own prefixes."""
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """The tiny classifier as release r-1, loaded."""
+    from edge_agent.models.inference import load_model
+    from tests.fakes.tiny_model import tiny_manifest, tiny_model_bytes
+
+    path = tmp_path_factory.mktemp("model") / "m.onnx"
+    path.write_bytes(tiny_model_bytes())
+    return load_model(path, tiny_manifest(release_id="r-1"))
 
 
 def _missing(what: str, hint: str) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from curate.answers.base import (
     EMBEDDING,
@@ -43,6 +41,34 @@ SUM_TOLERANCE: Final = 0.01
 """Float32 softmax sums within 1e-5 and int8 graphs within 5e-3; what is further off is not a distribution."""
 
 
+class Distribution(NamedTuple):
+    """A distribution that is one, and the numbers that every frame's scores are made of."""
+
+    total: float
+    first: float
+    """The largest probability."""
+    second: float
+    """The next one; as large in a tie."""
+
+
+def read_distribution(probabilities: Floats) -> Distribution:
+    """Look at one distribution of shape [K], K >= 2.
+
+    Raises:
+        BadOutputError: wrong shape, NaN, a value outside [0, 1], or a sum that is not 1.
+    """
+    if probabilities.ndim != 1 or probabilities.shape[0] < 2:
+        raise BadOutputError(f"expected one distribution of at least two classes, got shape {probabilities.shape}")
+    ordered = probabilities.copy()
+    ordered.sort()
+    smallest, second, first = ordered.item(0), ordered.item(-2), ordered.item(-1)
+    total = float(np.add.reduce(probabilities))
+    # Comparisons with NaN are false, so asking for the good case refuses NaN too: one makes the sum NaN.
+    if not (abs(total - 1.0) <= SUM_TOLERANCE and smallest >= 0.0 and first <= 1.0 + SUM_TOLERANCE):
+        raise BadOutputError(f"probabilities sum to {total:.4f} or leave [0, 1]")
+    return Distribution(total, first, second)
+
+
 def evaluate_scores(probabilities: Floats) -> dict[str, float]:
     """Score one distribution of shape [K], K >= 2; each score lies in [0, 1] and is higher when less sure.
 
@@ -52,32 +78,36 @@ def evaluate_scores(probabilities: Floats) -> dict[str, float]:
     Raises:
         BadOutputError: wrong shape, NaN, a value outside [0, 1], or a sum that is not 1.
     """
-    values = _distribution(probabilities)
-    second, first = np.partition(values, -2)[-2:].tolist()
-    # 0 ln 0 is 0: the smallest number in its place changes nothing.
-    entropy = -float(values @ np.log(np.maximum(values, _TINY))) / math.log(len(values))
-    return {LEAST_CONFIDENCE: unit(1.0 - first), MARGIN: unit(1.0 - (first - second)), ENTROPY: unit(entropy)}
+    return _scores_at_hand(read_distribution(probabilities)) | {ENTROPY: _entropy(probabilities)}
 
 
-def _distribution(probabilities: Floats) -> NDArray[np.float64]:
-    if probabilities.ndim != 1 or probabilities.shape[0] < 2:
-        raise BadOutputError(f"expected one distribution of at least two classes, got shape {probabilities.shape}")
+def _scores_at_hand(known: Distribution) -> dict[str, float]:
+    return {LEAST_CONFIDENCE: unit(1.0 - known.first), MARGIN: unit(1.0 - (known.first - known.second))}
+
+
+def _entropy(probabilities: Floats) -> float:
     values = probabilities.astype(np.float64)
-    total = float(values.sum())
-    # Comparisons with NaN are false, so asking for the good case refuses NaN too: one makes the sum NaN.
-    if not (abs(total - 1.0) <= SUM_TOLERANCE and values.min() >= 0.0 and values.max() <= 1.0 + SUM_TOLERANCE):
-        raise BadOutputError(f"probabilities sum to {total:.4f} or leave [0, 1]")
-    return values
+    # 0 ln 0 is 0: the smallest number in its place changes nothing.
+    return unit(-float(values @ np.log(np.maximum(values, _TINY))) / math.log(len(values)))
 
 
-@dataclass(frozen=True, slots=True)
-class ClassificationAnswer:
+class ClassificationAnswer(NamedTuple):
     """One distribution with its scores."""
 
     probabilities: Floats
     """[K]."""
-    scores: Mapping[str, float]
+    at_hand: Mapping[str, float]
+    """The scores but for the entropy, which takes as long as all the rest and is worked out when it is asked for."""
     embedding: Floats
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """All four scores."""
+        return {**self.at_hand, ENTROPY: _entropy(self.probabilities)}
+
+    def scores_with(self, name: str) -> Mapping[str, float]:
+        """Return the scores, without the entropy unless it is the named one."""
+        return self.scores if name == ENTROPY else self.at_hand
 
     @property
     def box_ids(self) -> frozenset[str]:
@@ -98,7 +128,7 @@ class ClassificationAnswer:
 
     def without_embeddings(self) -> ClassificationAnswer:
         """Return the same answer in less memory."""
-        return ClassificationAnswer(self.probabilities, self.scores, _NO_EMBEDDING)
+        return ClassificationAnswer(self.probabilities, self.at_hand, _NO_EMBEDDING)
 
     def to_prediction(self, prediction_id: str, release_id: str) -> Prediction:
         """Return the wire form."""
@@ -119,6 +149,7 @@ class ClassificationReader:
 
     def __init__(self) -> None:
         self._last: Floats | None = None
+        self._last_total = 0.0
         self._flicker = 0.0
 
     def read(self, outputs: Outputs, frame_height: int, frame_width: int) -> ClassificationAnswer:  # noqa: ARG002
@@ -130,13 +161,19 @@ class ClassificationReader:
         Raises:
             BadOutputError: no distribution, or no finite embedding; what is remembered stays.
         """
-        probabilities, embedding = take_outputs(outputs, CLASSIFICATION.output_names)
-        scores = evaluate_scores(probabilities)
+        try:
+            probabilities, embedding = outputs[PROBABILITIES], outputs[EMBEDDING]
+        except KeyError as exc:
+            raise BadOutputError(f"the answer lacks {exc.args[0]}") from exc
+        known, last = read_distribution(probabilities), self._last
         verify_embedding(embedding)
-        if self._last is not None and self._last.shape == probabilities.shape:
-            moved = 0.5 * float(np.abs(probabilities - self._last).sum())
+        if last is not None and last.shape == probabilities.shape:
+            # abs(p - q) is p + q less twice the smaller of both.
+            shared = float(np.add.reduce(np.minimum(probabilities, last)))
+            moved = max(0.0, 0.5 * (known.total + self._last_total) - shared)
             self._flicker += FLICKER_WEIGHT * (moved - self._flicker)
-        self._last = probabilities
+        self._last, self._last_total = probabilities, known.total
+        scores = _scores_at_hand(known)
         scores[FLICKER] = unit(self._flicker)
         return ClassificationAnswer(probabilities, scores, embedding)
 
@@ -159,7 +196,7 @@ class Classification:
         expected = ((len(spec.class_names),), (spec.embedding_dim,))
         if shapes != expected:
             raise BadOutputError(f"it answers with shapes {shapes}, its manifest says {expected}")
-        _distribution(probabilities)
+        read_distribution(probabilities)
         verify_embedding(embedding)
 
     def reader(self, spec: ModelSpec) -> ClassificationReader:  # noqa: ARG002 - other kinds need it

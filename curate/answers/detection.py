@@ -97,6 +97,10 @@ class DetectionAnswer:
         no more than `AGREEING_SLACK` below the threshold, for a score that wavers around it changes nothing."""
         return isinstance(other, DetectionAnswer) and _covers(self, other) and _covers(other, self)
 
+    def scores_with(self, name: str) -> Mapping[str, float]:  # noqa: ARG002 - the port's shape
+        """Return the scores."""
+        return self.scores
+
     def without_embeddings(self) -> DetectionAnswer:
         """Return the same answer in less memory."""
         return replace(

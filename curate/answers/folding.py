@@ -10,6 +10,7 @@ embedding of no more values keeps its distances exactly.
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import lru_cache
 from typing import Final
 
@@ -26,12 +27,20 @@ def fold_embedding(embedding: Floats) -> Floats:
 
     The same on every machine and in every version: a fleet's sketch and a device's can be compared.
     """
-    signs = _signs(embedding.shape[0])
-    padded = np.zeros(len(signs), np.float32)
-    np.multiply(embedding, signs[: embedding.shape[0]], out=padded[: embedding.shape[0]])
-    folded = padded.reshape(-1, SKETCH_DIM).sum(axis=0)
-    length = float(np.sqrt(folded @ folded))
-    return folded / length if 0.0 < length < np.inf else np.zeros(SKETCH_DIM, np.float32)
+    folded = fold(embedding)
+    length = math.sqrt(np.vecdot(folded, folded))
+    return folded / length if 0.0 < length < math.inf else np.zeros(SKETCH_DIM, np.float32)
+
+
+def fold(embedding: Floats) -> Floats:
+    """Return the folded embedding, float32 [SKETCH_DIM], not scaled to unit length."""
+    dim = embedding.shape[0]
+    signs = _signs(dim)
+    signed = embedding * signs[:dim]
+    if dim < len(signs):
+        signed = np.concatenate((signed, np.zeros(len(signs) - dim, np.float32)))
+    folded: Floats = np.add.reduce(signed.reshape(-1, SKETCH_DIM), axis=0)
+    return folded
 
 
 @lru_cache(maxsize=4)

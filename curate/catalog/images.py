@@ -70,7 +70,9 @@ def _decode(name: str, data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise CatalogError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-            return image.convert("RGB")
+            # As the agent does: Pillow would clip sixteen bits of grey to white.
+            shown = image.point(lambda level: level * (1 / 257)) if image.mode.startswith("I") else image
+            return shown.convert("RGB")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as exc:
         raise CatalogError(f"{name} is not a readable image: {exc}") from exc
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -22,18 +21,37 @@ class Embedding(Document):
     @classmethod
     def from_raw(cls, raw: bytes) -> Self:
         """Wrap little-endian float16 bytes."""
-        return cls(dim=len(raw) // BYTES_PER_VALUE, data=base64.b64encode(raw).decode())
+        return cls(dim=len(raw) // BYTES_PER_VALUE, data=pack_values(raw))
 
     def raw(self) -> bytes:
         """Return the little-endian float16 bytes, `2 * dim` of them."""
-        return base64.b64decode(self.data, validate=True)
+        return unpack_values(self.data)
 
     @model_validator(mode="after")
     def _length_matches(self) -> Self:
-        try:
-            size = len(self.raw())
-        except binascii.Error as exc:
-            raise ValueError("embedding data is not base64") from exc
-        if size != self.dim * BYTES_PER_VALUE:
-            raise ValueError(f"embedding holds {size} bytes, expected {self.dim * BYTES_PER_VALUE}")
+        verify_values(self.data, self.dim)
         return self
+
+
+def pack_values(raw: bytes) -> str:
+    """Return little-endian float16 bytes as they stand in a document."""
+    return base64.b64encode(raw).decode()
+
+
+def unpack_values(data: str) -> bytes:
+    """Return the little-endian float16 bytes of a document.
+
+    Raises:
+        ValueError: it is not base64.
+    """
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as exc:
+        raise ValueError("the data is not base64") from exc
+
+
+def verify_values(data: str, count: int) -> None:
+    """Raise ValueError when the data do not hold so many values."""
+    size, expected = len(unpack_values(data)), count * BYTES_PER_VALUE
+    if size != expected:
+        raise ValueError(f"the data hold {size} bytes, expected {expected}")

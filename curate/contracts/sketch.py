@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from curate.contracts.document import Document
-from curate.contracts.embedding import BYTES_PER_VALUE
+from curate.contracts.embedding import BYTES_PER_VALUE, pack_values, unpack_values, verify_values
 from curate.contracts.ids import SafeName
 
 SKETCH_DIM = 128
@@ -35,18 +33,13 @@ class EmbeddingSketch(Document):
     def from_raw(cls, raw: bytes, *, space: str, dim: int, radius: float = 0.0) -> Self:
         """Wrap little-endian float16 bytes, `SKETCH_DIM` values a centre."""
         count = len(raw) // (SKETCH_DIM * BYTES_PER_VALUE)
-        return cls(space=space, dim=dim, count=count, radius=radius, data=base64.b64encode(raw).decode())
+        return cls(space=space, dim=dim, count=count, radius=radius, data=pack_values(raw))
 
     def raw(self) -> bytes:
         """Return the little-endian float16 bytes."""
-        return base64.b64decode(self.data, validate=True)
+        return unpack_values(self.data)
 
     @model_validator(mode="after")
     def _length_matches(self) -> Self:
-        try:
-            size = len(self.raw())
-        except binascii.Error as exc:
-            raise ValueError("sketch data is not base64") from exc
-        if size != self.count * SKETCH_DIM * BYTES_PER_VALUE:
-            raise ValueError(f"{self.count} centres do not take {size} bytes")
+        verify_values(self.data, self.count * SKETCH_DIM)
         return self

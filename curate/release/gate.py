@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.errors import ReleaseError
-from curate.metrics.correctness import Correctness
 from curate.metrics.evidence import Difference, Evidence, Float64Array
 
 E = TypeVar("E", bound=Evidence)
@@ -69,11 +68,6 @@ class GateDecision:
     n: int
     metric: str = "accuracy"
 
-    @property
-    def candidate_accuracy(self) -> float | None:
-        """The candidate's value, where the metric is accuracy."""
-        return self.candidate_value
-
 
 def judge_candidate(
     candidate: E,
@@ -119,36 +113,6 @@ def judge_candidate(
     return _judge_pair(candidate, value, candidate.difference(incumbent, weight, bursts), policy, failures)
 
 
-def evaluate_gate(
-    candidate_correct: ArrayLike,
-    incumbent_correct: ArrayLike,
-    weights: ArrayLike,
-    bursts: Sequence[str],
-    policy: GatePolicy,
-    *,
-    int8_ratio: float,
-    parity_top1: float,
-) -> GateDecision:
-    """Judge a classifier against the incumbent by 1 (right), 0 or a score between, a capture: `judge_candidate`."""
-    candidate, incumbent = _correctness(candidate_correct), _correctness(incumbent_correct)
-    return judge_candidate(candidate, incumbent, weights, bursts, policy, int8_ratio=int8_ratio, parity=parity_top1)
-
-
-def evaluate_first_release(
-    candidate_correct: ArrayLike,
-    weights: ArrayLike,
-    bursts: Sequence[str],
-    policy: GatePolicy,
-    *,
-    int8_ratio: float,
-    parity_top1: float,
-) -> GateDecision:
-    """Judge a very first classifier, with no incumbent to compare with: `judge_candidate`."""
-    return judge_candidate(
-        _correctness(candidate_correct), None, weights, bursts, policy, int8_ratio=int8_ratio, parity=parity_top1
-    )
-
-
 def _judge_pair(
     candidate: Evidence, value: float, difference: Difference, policy: GatePolicy, failures: list[str]
 ) -> GateDecision:
@@ -182,13 +146,6 @@ def _judge_first(candidate: Evidence, value: float, policy: GatePolicy, failures
         failures.append(f"held-out {metric} {value:.3f} is below the minimum of {policy.min_first_value:.3f}")
     shown = f"first release: {metric} {value:.3f} on {n} held-out labels"
     return GateDecision(not failures, tuple(failures) or (shown,), value, None, None, n, metric)
-
-
-def _correctness(values: ArrayLike) -> Correctness:
-    correct = np.asarray(values, np.float64)
-    if not ((correct >= 0) & (correct <= 1)).all():
-        raise ReleaseError("an answer must be 0, 1 or a score between them")
-    return Correctness(correct)
 
 
 def _verify_design(weights: Float64Array, bursts: Sequence[str], *answers: Evidence) -> None:

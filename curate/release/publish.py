@@ -64,18 +64,6 @@ def publish_release(
     return manifest
 
 
-def fetch_releases(store: BlobStore, key_dir: Path) -> list[ReleaseManifest]:
-    """Return the published releases in the order of their numbers.
-
-    Raises:
-        ReleaseError: no repository.
-        TrustError: the bucket's metadata or a manifest are not this publisher's.
-    """
-    targets = require_state(store, key_dir).targets.targets.values()
-    manifests = [_fetch_manifest(store, target) for target in targets if target.custom]
-    return sorted(manifests, key=lambda manifest: manifest.number)
-
-
 def target_key(target: TargetFile) -> str:
     """Key of an immutable target: its digest and its name."""
     return f"{TUF_TARGETS}{target.hashes['sha256']}.{target.path}"

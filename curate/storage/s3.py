@@ -1,4 +1,4 @@
-"""The blob store over any S3-compatible service. The only home of boto3."""
+"""The blob store over any S3-compatible service. The only home of boto3, with the two modules beside it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
+from botocore.session import Session as CoreSession
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from urllib3.exceptions import HTTPError as BrokenLinkError
 
@@ -38,6 +39,7 @@ from curate.errors import (
 from curate.storage.keys import verify_key, verify_prefix
 from curate.storage.ports import STREAM_BYTES, BlobInfo, ServerClock, TaggedBlob
 from curate.storage.s3_clock import SkewWatch, sign_by_clock
+from curate.storage.s3_models import make_lean_loader
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -254,8 +256,10 @@ def _create_bucket(client: S3Client, settings: S3Settings) -> None:
 
 def _build_client(settings: S3Settings) -> S3Client:
     access_key, secret_key = _credentials(settings)
+    core = CoreSession()
+    core.register_component("data_loader", make_lean_loader())
     # A session of its own: boto3's default session is shared state and not safe between threads.
-    return boto3.session.Session().client(
+    return boto3.session.Session(botocore_session=core).client(
         "s3",
         endpoint_url=settings.endpoint_url,
         region_name=settings.region,

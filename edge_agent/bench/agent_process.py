@@ -20,7 +20,7 @@ from tuf.api.metadata import Metadata, Root
 
 from edge_agent.bench.model import load_file
 from edge_agent.config.agent import AgentConfig
-from edge_agent.models.machine import peak_resident_bytes
+from edge_agent.machine import peak_resident_bytes
 from edge_agent.service import Service
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from edge_agent.models.machine import peak_resident_bytes
+from edge_agent.machine import peak_resident_bytes
 
 
 def open_session(path: Path) -> ort.InferenceSession:

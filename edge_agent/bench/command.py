@@ -24,6 +24,7 @@ from edge_agent.bench.report import Outcome, Section, to_document, to_markdown
 from edge_agent.bench.spool import measure_spool
 from edge_agent.cameras.base import Pixels
 from edge_agent.config.agent import load_config
+from edge_agent.machine import processor_name
 from edge_agent.models.inference import LoadedModel
 
 SECTIONS: Final = ("overhead", "processes", "spool", "gate")
@@ -83,7 +84,7 @@ def machine_facts(path: Path, model: LoadedModel) -> dict[str, str]:
     """Return what the figures depend on."""
     spec = model.spec
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": f"{processor_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "load before": ", ".join(f"{load:.2f}" for load in os.getloadavg()),
         "model": f"{path.name}, {spec.kind}, {spec.width}x{spec.height}, {path.stat().st_size} bytes, one thread",
     }
@@ -142,12 +143,3 @@ def _measure_gate(arguments: argparse.Namespace, model: LoadedModel) -> Section:
 
 def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,9 @@ class ToldCamera:
     def close(self) -> None:
         """Hold nothing."""
 
+    def join(self, timeout_s: float) -> None:
+        """Nothing goes on."""
+
 
 class NoDisk:
     """Takes every capture and keeps none; counts as the spool does."""
@@ -57,6 +61,10 @@ class NoDisk:
         """Count it."""
         self._ledger.add(Totals(selected=1, spooled=1))
         return True
+
+    def put_all(self, captures: Sequence[tuple[CaptureRecord, bytes]]) -> list[bool]:
+        """Count them."""
+        return [self.put(*capture) for capture in captures]
 
 
 class MeasuredLoop:

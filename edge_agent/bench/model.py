@@ -15,6 +15,7 @@ from curate.contracts.release import Artifact, ModelSpec, ReleaseManifest
 from curate.errors import ConfigError, SelfCheckError
 from edge_agent.bench.bare import open_session
 from edge_agent.cameras.base import Pixels
+from edge_agent.memory import return_free_memory
 from edge_agent.models.inference import LoadedModel, load_model
 from edge_agent.models.slots import Slots
 
@@ -52,9 +53,11 @@ def load_file(path: Path) -> LoadedModel:
         ConfigError: it is not a model that the agent could run.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         spec = _read_spec(open_session(path))
-        artifact = Artifact(target=path.name, sha256=hashlib.sha256(raw).hexdigest(), size_bytes=len(raw))
+        return_free_memory()  # a device opens one session, and its memory is measured
+        artifact = Artifact(target=path.name, sha256=digest, size_bytes=path.stat().st_size)
         manifest = ReleaseManifest(
             release_id="bench",
             number=1,

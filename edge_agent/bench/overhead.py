@@ -59,13 +59,15 @@ def measure_overhead(
 
     Args:
         model: what the agent runs.
-        session: the same model, opened bare.
+        session: the same model, opened bare; the agent's loop is given it, too, since two sessions of one file differ
+            by as much as the bar.
         pictures: of the model's size.
         folder: an empty folder for what the agent writes.
         frames: of one repeat.
         repeats: the figures are medians over them.
     """
-    pairs = [_measure(model, session, pictures, folder / f"{number}", frames) for number in range(repeats)]
+    shared = LoadedModel(session, model.manifest)
+    pairs = [_measure(shared, session, pictures, folder / f"{number}", frames) for number in range(repeats)]
     return summarise(pairs, frames)
 
 

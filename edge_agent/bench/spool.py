@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,8 @@ from edge_agent.bench.report import Bar, Figure, Section
 from edge_agent.spool.measure import PutRate, RecoveryTime, measure_put_rate, measure_recovery
 
 RATE_BAR: Final = Bar(0.8, at_least=True)
+BACKLOG: Final = 8
+"""Captures that wait together, as many as the keeper hands over at once."""
 
 
 def measure_spool(folder: Path, *, captures: int) -> Section:
@@ -21,18 +24,23 @@ def measure_spool(folder: Path, *, captures: int) -> Section:
     Raises:
         OSError: the disk refused.
     """
-    room = measure_put_rate(folder / "room")
-    full = measure_put_rate(folder / "full", full=True)
-    return summarise(room, full, measure_recovery(folder / "big", captures))
+    rates = {
+        "spool rate / the disk's own": measure_put_rate(folder / "room"),
+        "the same while the spool is full": measure_put_rate(folder / "full", full=True),
+        "spool rate with a backlog / the disk's own": measure_put_rate(folder / "room-backlog", together=BACKLOG),
+        "the same while the spool is full, with a backlog": measure_put_rate(
+            folder / "full-backlog", full=True, together=BACKLOG
+        ),
+    }
+    return summarise(rates, measure_recovery(folder / "big", captures))
 
 
-def summarise(room: PutRate, full: PutRate, recovery: RecoveryTime) -> Section:
-    """Return the figures. Pure."""
+def summarise(rates: Mapping[str, PutRate], recovery: RecoveryTime) -> Section:
+    """Return the figures, of rates by what they are of. Pure."""
     return Section(
         "spool",
         (
-            _figure("spool rate / the disk's own", room),
-            _figure("the same while the spool is full", full),
+            *(_figure(name, rate) for name, rate in rates.items()),
             Figure(
                 "time to open a big spool",
                 recovery.cold_s,

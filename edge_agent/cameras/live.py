@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 INDEX_GAP_AFTER_LOSS: Final = 1000
 """Frame numbers leave this gap after a lost stream, so that nobody takes the frames on both sides for neighbours."""
-_JOIN_TIMEOUT_S: Final = 1.0
 
 
 class RateLimit:
@@ -46,9 +45,10 @@ class RateLimit:
 class LiveVideo:
     """Follows a stream on a thread of its own and keeps the newest frames.
 
-    Frames that came while the newest `max_queued_frames` waited are skipped for backpressure. A lost stream is opened
-    again, after growing waits. With `fps` set the stream is thinned out to that rate first, as if the camera were
-    slower. The index counts the frames of this run, with a gap where the stream was lost.
+    Frames that came while the newest `max_queued_frames` waited are skipped for backpressure, and those that cannot be
+    decoded are counted. A lost stream is opened again, after growing waits. With `fps` set the stream is thinned out
+    to that rate first, as if the camera were slower. The index counts the frames of this run, with a gap where the
+    stream was lost.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LiveVideo:
         self._backoff = BackoffPolicy(cap_s=config.max_reconnect_s)
         self._lock = threading.Lock()
         self._waiting: deque[Shot] = deque()
-        self._passed_over = 0
+        self._passed_over = dict.fromkeys((SkipReason.BACKPRESSURE, SkipReason.UNDECODABLE), 0)
         self._next_index = 0
         self._state = CameraState.STARTING
         self._stop = threading.Event()
@@ -90,7 +90,9 @@ class LiveVideo:
     @property
     def idle_s(self) -> float:
         """Until the stream, thinned out to `fps`, lets another frame through; 0 while one waits."""
-        return 0.0 if self._waiting or self._passed_over else min(1.0, self._rate.due_in_s(self._monotonic()))
+        if self._waiting or any(self._passed_over.values()):
+            return 0.0
+        return min(1.0, self._rate.due_in_s(self._monotonic()))
 
     def poll(self) -> Frame | Skipped | None:
         """Return what was passed over, the oldest frame that waits, or None."""
@@ -98,17 +100,21 @@ class LiveVideo:
             self._is_started = True
             self._thread.start()
         with self._lock:
-            passed, self._passed_over = self._passed_over, 0
-            shot = self._waiting.popleft() if self._waiting and not passed else None
-        if passed:
-            return Skipped(SkipReason.BACKPRESSURE, passed)
+            for reason, count in self._passed_over.items():
+                if count:
+                    self._passed_over[reason] = 0
+                    return Skipped(reason, count)
+            shot = self._waiting.popleft() if self._waiting else None
         return develop(self._config, shot) if shot else None
 
     def close(self) -> None:
-        """End the thread; one that waits for the network is left behind."""
+        """Tell the thread to end."""
         self._stop.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread; one that waits for the network is left behind."""
         if self._is_started:
-            self._thread.join(_JOIN_TIMEOUT_S)
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         failures = 0
@@ -126,16 +132,20 @@ class LiveVideo:
         first_index = self._next_index
         with self._open() as stream:
             while not self._stop.is_set() and stream.grab():
-                if self._rate.admits(self._monotonic()) and (bgr := stream.retrieve()) is not None:
-                    self._note_back()
-                    self._put(bgr)
+                if self._rate.admits(self._monotonic()):
+                    self._take(stream.retrieve())
         if not self._stop.is_set():
             self._note_lost()
         came = self._next_index > first_index
         self._next_index += INDEX_GAP_AFTER_LOSS if came else 0
         return came
 
-    def _put(self, bgr: Pixels) -> None:
+    def _take(self, bgr: Pixels | None) -> None:
+        if bgr is None:
+            with self._lock:
+                self._passed_over[SkipReason.UNDECODABLE] += 1
+            return
+        self._note_back()
         # OpenCV gives a new array for each frame, so the queue may hold it.
         shot = Shot(self._next_index, bgr, self._wall_clock(), self._monotonic())
         self._next_index += 1
@@ -143,7 +153,7 @@ class LiveVideo:
             self._waiting.append(shot)
             if len(self._waiting) > self._config.max_queued_frames:
                 self._waiting.popleft()
-                self._passed_over += 1
+                self._passed_over[SkipReason.BACKPRESSURE] += 1
 
     def _note_lost(self) -> None:
         if self._state is not CameraState.LOST:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from functools import partial, singledispatch
 from pathlib import Path
 from typing import Final
 
 from curate.errors import AgentError, ConfigError
-from edge_agent.cameras.base import Camera, Pixels, open_folder
+from edge_agent.cameras.base import Camera, Pixels
+from edge_agent.cameras.folder import open_folder
 from edge_agent.cameras.live import LiveVideo
 from edge_agent.cameras.video import VideoStream, load_cv2, open_address, open_device
 from edge_agent.cameras.video_file import VideoFile
@@ -36,6 +38,17 @@ def describe_camera(config: CameraConfig) -> str:
         Error: it is not in reach; message and hint say what to do.
     """
     raise ConfigError(f"no camera is known for {type(config).__name__}")
+
+
+def close_cameras(
+    cameras: Sequence[Camera], *, timeout_s: float, monotonic: Callable[[], float] = time.monotonic
+) -> None:
+    """Close them together: every one is told before the first is waited for, and all share the time."""
+    for camera in cameras:
+        camera.close()
+    deadline_s = monotonic() + timeout_s
+    for camera in cameras:
+        camera.join(max(0.0, deadline_s - monotonic()))
 
 
 open_camera.register(FolderCameraConfig, open_folder)
@@ -66,7 +79,9 @@ def _describe_folder(config: FolderCameraConfig) -> str:
 def _describe_video(config: VideoCameraConfig) -> str:
     load_cv2()
     if not config.is_live and not Path(config.address).is_file():
-        raise ConfigError(f"{config.address} is not a file", hint="camera.source is a path, or an address with ://.")
+        raise ConfigError(
+            f"{config.public_source} is not a file", hint="camera.source is a path, or an address with ://."
+        )
     with open_address(config) as stream:
         image = _first_frame(stream)
     if image is None:

@@ -138,8 +138,11 @@ def develop(config: LiveCameraConfig, shot: Shot) -> Frame | Skipped:
         return Skipped(SkipReason.UNDECODABLE, 1)
     try:
         image = cv2.cvtColor(shot.bgr, cv2.COLOR_BGR2RGB)
-        encoded = cv2.imencode(".jpg", shot.bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])[1].tobytes()
+        done, encoded = cv2.imencode(".jpg", shot.bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
     except cv2.error as exc:
         log.warning("frame cannot be encoded", extra={"error": str(exc)})
         return Skipped(SkipReason.UNDECODABLE, 1)
-    return Frame(config.camera_id, shot.index, image, shot.captured_at, shot.monotonic_s, encoded)
+    if not done:
+        log.warning("frame cannot be encoded", extra={"width": width, "height": height})
+        return Skipped(SkipReason.UNDECODABLE, 1)
+    return Frame(config.camera_id, shot.index, image, shot.captured_at, shot.monotonic_s, encoded.tobytes())

@@ -17,7 +17,8 @@ from edge_agent.config.cameras import VideoCameraConfig
 log = logging.getLogger(__name__)
 
 _MAX_SKIPPED_AT_ONCE: Final = 25
-"""Passing over a frame costs its decoding; one poll must stay short."""
+"""Passing over a frame costs its decoding; one poll must stay short. After so many one is given all the same: a device
+that decodes more slowly than the file plays would else only ever skip."""
 
 
 class VideoFile:
@@ -46,11 +47,12 @@ class VideoFile:
         self._stream: VideoStream | None = self._open()
         fps = config.fps or self._stream.fps
         if fps is None:
-            raise ConfigError(f"{config.address} does not state its frame rate", hint="Set camera.fps.")
+            raise ConfigError(f"{config.public_source} does not state its frame rate", hint="Set camera.fps.")
         self._fps = fps
         self._started_s: float | None = None
         self._next_index = 0
         self._pass_started_at = 0
+        self._has_just_skipped = False
 
     @property
     def camera_id(self) -> str:
@@ -81,7 +83,8 @@ class VideoFile:
         due = int((now_s - self._started_s) * self._fps) + 1 - self._next_index
         if due <= 0:
             return None
-        if due > self._config.max_lag_frames:
+        self._has_just_skipped = due > self._config.max_lag_frames and not self._has_just_skipped
+        if self._has_just_skipped:
             return self._skip(min(due - 1, _MAX_SKIPPED_AT_ONCE))
         return self._read(now_s)
 
@@ -90,6 +93,9 @@ class VideoFile:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+    def join(self, timeout_s: float) -> None:
+        """Nothing goes on after the end."""
 
     def _read(self, now_s: float) -> Frame | Skipped | None:
         if not self._advance() or self._stream is None:
@@ -130,11 +136,12 @@ class VideoFile:
         return self._stream.grab()
 
     def _open(self) -> VideoStream:
-        address = self._config.address
         stream = open_address(self._config)
         if not stream.is_open:
-            reason = "is no video that OpenCV can play" if Path(address).is_file() else "is not a file"
+            is_file = Path(self._config.address).is_file()
+            reason = "is no video that OpenCV can play" if is_file else "is not a file"
             raise ConfigError(
-                f"{address} {reason}", hint="Set camera.source to a video file or to an address with ://."
+                f"{self._config.public_source} {reason}",
+                hint="Set camera.source to a video file or to an address with ://.",
             )
         return stream

@@ -55,6 +55,10 @@ class WatchedCamera:
         """Close the camera."""
         self._camera.close()
 
+    def join(self, timeout_s: float) -> None:
+        """Wait until it has ended."""
+        self._camera.join(timeout_s)
+
     def describe(self) -> dict[str, Any]:
         """Return what the status says of this camera, as JSON values."""
         times_s = tuple(self._frame_times_s)

@@ -108,7 +108,10 @@ class BudgetArm:
             self._resting = self._cooldown_frames
         elif resting:
             self._resting -= 1
-        self._remember(score)
+        self._recent.append(score)
+        insort(self._sorted, score)
+        if len(self._recent) > WINDOW_FRAMES:
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
         return ArmTrace(self._arm, kept, score_name, score, self._floor, threshold, budget, credit, resting)
 
     def _threshold(self) -> float | None:
@@ -120,9 +123,3 @@ class BudgetArm:
             return math.inf
         rank = math.floor((1.0 - min(rate, 1.0)) * known)
         return self._sorted[min(rank, known - 1)]
-
-    def _remember(self, score: float) -> None:
-        self._recent.append(score)
-        insort(self._sorted, score)
-        if len(self._recent) > WINDOW_FRAMES:
-            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]

@@ -18,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from curate.contracts.feedback import NOT_WRONG, Feedback, FeedbackReason, MarkedBox, Verdict
 from curate.contracts.ids import SafeName
 from curate.errors import AgentError
-from edge_agent.capture.feedback_limits import FeedbackLimits, FeedbackLimitsSpec, FeedbackRefusedError
+from edge_agent.capture.feedback_limits import FeedbackLimits, FeedbackRefusedError
 from edge_agent.capture.frame_ring import FrameRing, HeldFrame, LivePrediction, PredictionLog
 from edge_agent.capture.keeper import Keeper
 from edge_agent.capture.policy import Novelty, decide_dismissed
+from edge_agent.config.sections import FeedbackConfig
 from edge_agent.errors import SpoolUnavailableError
 from edge_agent.spool.files import Receipt
 
@@ -97,7 +98,7 @@ class FeedbackIntake:
     ) -> None:
         """Join the parts. `novelty` is told of frames that a verdict made captures; `count` of `feedback_refused_user`,
         `_device` and `_quarantine`, and of `feedback_quarantined`."""
-        self._limits = limits or FeedbackLimits(FeedbackLimitsSpec(), time.monotonic)
+        self._limits = limits or FeedbackLimits(FeedbackConfig(), time.monotonic)
         self._novelty = novelty
         self._count = count
         self._sink = sink
@@ -174,7 +175,7 @@ class FeedbackIntake:
         if kept:
             self._predictions.update_decision(frame.prediction.prediction_id, decision)
             if self._novelty is not None:
-                self._novelty.remember(frame.prediction.answer.embedding, frame.prediction.release_id)
+                self._novelty.remember(frame.answer.embedding, frame.prediction.release_id)
         return kept
 
 

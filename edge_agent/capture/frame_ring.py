@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from curate.answers.base import Answer
 from curate.answers.registry import ANSWERS
@@ -26,8 +25,7 @@ _ENTRY_OVERHEAD_BYTES: Final = 2048
 """Roughly what the objects around one held frame cost."""
 
 
-@dataclass(frozen=True, slots=True)
-class LivePrediction:
+class LivePrediction(NamedTuple):
     """What the model said about one frame, and what the arms decided."""
 
     prediction_id: str
@@ -39,13 +37,14 @@ class LivePrediction:
     release_id: str
     spec: ModelSpec
     answer: Answer
+    """Without embeddings: thousands are remembered."""
     decision: CaptureDecision
     look: GateLook | None = None
     """What the scene gate saw; None when it is off or had nothing to compare with."""
     reused_from: str | None = None
     """The prediction whose answer stands for this unchanged frame too; None for a frame the model has seen."""
     cursor: int = 0
-    """Counts this process's predictions from 1, without gaps; given when it is remembered."""
+    """Counts this process's predictions from 1, without gaps; known to the log, which tells it."""
 
     def to_prediction(self) -> Prediction:
         """Return the wire form."""
@@ -56,11 +55,12 @@ class LivePrediction:
         return ANSWERS[self.spec.kind].describe(self.to_prediction(), self.spec.class_names)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldFrame:
+class HeldFrame(NamedTuple):
     """A frame that can still become a capture."""
 
     prediction: LivePrediction
+    answer: Answer
+    """The prediction's, with embeddings."""
     encoded: bytes
     """PNG or JPEG; see `Frame.encoded`."""
     may_be_kept: bool = True
@@ -69,7 +69,15 @@ class HeldFrame:
     @property
     def size_bytes(self) -> int:
         """Memory it takes, roughly."""
-        return len(self.encoded) + self.prediction.answer.size_bytes + _ENTRY_OVERHEAD_BYTES
+        return len(self.encoded) + self.answer.size_bytes + _ENTRY_OVERHEAD_BYTES
+
+    def to_prediction(self) -> Prediction:
+        """Return the wire form."""
+        return self.answer.to_prediction(self.prediction.prediction_id, self.prediction.release_id)
+
+
+def _numbered(known: tuple[int, LivePrediction] | None) -> LivePrediction | None:
+    return None if known is None else known[1]._replace(cursor=known[0])
 
 
 class FrameRing:
@@ -122,31 +130,28 @@ class PredictionLog:
         self._max = max_predictions
         self._lock = threading.Lock()
         self._order: deque[str] = deque()
-        self._by_id: dict[str, LivePrediction] = {}
-        self._newest: dict[str, LivePrediction] = {}
+        self._by_id: dict[str, tuple[int, LivePrediction]] = {}
+        self._newest: dict[str, tuple[int, LivePrediction]] = {}
         self._newest_cursor = 0
 
     def append(self, prediction: LivePrediction) -> None:
-        """Remember the next prediction of some camera, without its embeddings; its cursor follows the one before."""
-        answer = prediction.answer.without_embeddings()
+        """Remember the next prediction of some camera; its cursor follows the one before."""
         with self._lock:
-            self._newest_cursor += 1
-            remembered = replace(prediction, answer=answer, cursor=self._newest_cursor)
+            self._newest_cursor = cursor = self._newest_cursor + 1
             self._order.append(prediction.prediction_id)
-            self._by_id[prediction.prediction_id] = remembered
-            self._newest[prediction.camera_id] = remembered
+            self._by_id[prediction.prediction_id] = self._newest[prediction.camera_id] = (cursor, prediction)
             if len(self._order) > self._max:
                 del self._by_id[self._order.popleft()]
 
     def get(self, prediction_id: str) -> LivePrediction | None:
         """Return the prediction, or None when it is unknown or too old."""
         with self._lock:
-            return self._by_id.get(prediction_id)
+            return _numbered(self._by_id.get(prediction_id))
 
     def newest(self, camera_id: str) -> LivePrediction | None:
         """Return the newest prediction of a camera, as it was when it came; None before the first."""
         with self._lock:
-            return self._newest.get(camera_id)
+            return _numbered(self._newest.get(camera_id))
 
     def after(self, cursor: int, limit: int) -> list[LivePrediction]:
         """Return up to `limit` predictions with a higher cursor, oldest first."""
@@ -156,13 +161,14 @@ class PredictionLog:
             # Pollers read the end: walking from there keeps the lock short.
             wanted = max(0, len(self._order) - start)
             ids = list(islice(reversed(self._order), wanted))[::-1][:limit]
-            return [self._by_id[prediction_id] for prediction_id in ids]
+            found = [self._by_id[prediction_id] for prediction_id in ids]
+        return [prediction._replace(cursor=number) for number, prediction in found]
 
     def update_decision(self, prediction_id: str, decision: CaptureDecision) -> None:
         """Say that a later event changed what the arms decided."""
         with self._lock:
-            if (prediction := self._by_id.get(prediction_id)) is not None:
-                self._by_id[prediction_id] = replace(prediction, decision=decision)
+            if (known := self._by_id.get(prediction_id)) is not None:
+                self._by_id[prediction_id] = (known[0], known[1]._replace(decision=decision))
 
     @property
     def newest_cursor(self) -> int:

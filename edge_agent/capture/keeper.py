@@ -6,7 +6,8 @@ import hashlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -21,7 +22,10 @@ from edge_agent.report import DeviceReport
 
 log = logging.getLogger(__name__)
 
-_WAIT_S: Final = 0.2
+_WAIT_S: Final = 1.0
+"""How long the thread sleeps when there is nothing to do."""
+_MOST_AT_ONCE: Final = 8
+"""Captures that share one commit: the first of them waits until the last is encoded."""
 BACKLOG: Final = "backlog"
 UNENCODABLE: Final = "unencodable"
 PRIVACY: Final = "privacy"
@@ -32,6 +36,9 @@ class CaptureSink(Protocol):
 
     def put(self, draft: CaptureRecord, jpeg: bytes) -> bool:
         """Store one capture and count it; False when it was dropped, and counted as that."""
+
+    def put_all(self, captures: Sequence[tuple[CaptureRecord, bytes]]) -> list[bool]:
+        """Store captures that wait together, each as `put` would; they share the disk's work."""
 
 
 class Privacy(Protocol):
@@ -98,7 +105,7 @@ class Keeper:
         self._boot_id = boot_id
         self._jpeg_quality = jpeg_quality
         self._max_pixels = max_pixels
-        self._queue: queue.Queue[tuple[HeldFrame, CaptureDecision]] = queue.Queue(max_queued)
+        self._queue: queue.Queue[tuple[HeldFrame, CaptureDecision] | None] = queue.Queue(max_queued)
         self._unsettled: dict[str, _Queued] = {}
 
     def offer(self, frame: HeldFrame, decision: CaptureDecision) -> bool:
@@ -122,36 +129,52 @@ class Keeper:
 
     def keep_now(self, frame: HeldFrame, decision: CaptureDecision) -> bool:
         """Store a frame before returning; False when it was dropped."""
+        drafted = self._draft(frame, decision)
+        return drafted is not None and self._sink.put(*drafted)
+
+    def _draft(self, frame: HeldFrame, decision: CaptureDecision) -> tuple[CaptureRecord, bytes] | None:
+        """Return the record and the picture to store; None when it was dropped."""
         if not (frame.may_be_kept and self._privacy.may_keep(self._wall_clock())):
-            return self._drop(PRIVACY)
+            self._drop(PRIVACY)
+            return None
         try:
             pixels = decode_image(frame.encoded, max_pixels=self._max_pixels)
             pixels = self._privacy.redact(frame.prediction.camera_id, pixels)
             jpeg = encode_jpeg(pixels, quality=self._jpeg_quality)
         except (UndecodableError, OSError) as exc:
             log.warning("capture cannot be encoded", extra={"error": str(exc)})
-            return self._drop(UNENCODABLE)
+            self._drop(UNENCODABLE)
+            return None
         except AgentError as exc:
             log.warning("capture cannot be redacted", extra={"error": str(exc)})
-            return self._drop(PRIVACY)
+            self._drop(PRIVACY)
+            return None
         height, width = pixels.shape[:2]
         image = ImageRef(
             sha256=hashlib.sha256(jpeg).hexdigest(), size_bytes=len(jpeg), width=int(width), height=int(height)
         )
-        draft = draft_capture(frame, decision, image, device_id=self._device_id, boot_id=self._boot_id)
-        return self._sink.put(draft, jpeg)
+        return draft_capture(frame, decision, image, device_id=self._device_id, boot_id=self._boot_id), jpeg
 
-    def turn(self) -> bool:
-        """Store one queued frame; False when none came for a moment."""
+    def turn(self, wait_s: float = 0.0) -> bool:
+        """Store what is queued, a few frames at most; False when none came within `wait_s`."""
+        queued = self._take_queued(wait_s)
         try:
-            frame, decision = self._queue.get(timeout=_WAIT_S)
-        except queue.Empty:
-            return False
-        try:
-            self.keep_now(frame, decision)
+            drafts = [self._draft(frame, decision) for frame, decision in queued]
+            self._sink.put_all([drafted for drafted in drafts if drafted is not None])
         finally:
-            self._settle(frame.prediction.prediction_id)
-        return True
+            for frame, _ in queued:
+                self._settle(frame.prediction.prediction_id)
+        return bool(queued)
+
+    def _take_queued(self, wait_s: float) -> list[tuple[HeldFrame, CaptureDecision]]:
+        """Return what is queued, up to a few; wait for the first."""
+        taken: list[tuple[HeldFrame, CaptureDecision]] = []
+        with suppress(queue.Empty):
+            queued = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
+            while queued is not None:
+                taken.append(queued)
+                queued = self._queue.get_nowait() if len(taken) < _MOST_AT_ONCE else None
+        return taken
 
     def wait_settled(self, prediction_id: str, timeout_s: float) -> bool:
         """Wait until the frame of that prediction is no longer in the queue: it is durable, or dropped and counted.
@@ -171,6 +194,11 @@ class Keeper:
         queued = self._unsettled.get(prediction_id)
         return queued.frame if queued else None
 
+    def wake(self) -> None:
+        """End the sleep of the thread that stores: it has been told to stop."""
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
+
     def _drop(self, reason: str) -> bool:
         self._ledger.add(Totals(selected=1, dropped={reason: 1}))
         return False
@@ -182,7 +210,7 @@ class Keeper:
         """Store queued frames until told to stop and the queue is empty."""
         while not (stop.is_set() and self._queue.empty()):
             try:
-                self.turn()
+                self.turn(_WAIT_S)
                 self._report.persist_noted()
             except Exception as exc:
                 log.exception("keeper turn failed")
@@ -202,7 +230,7 @@ def draft_capture(
         boot_id=boot_id,
         monotonic_s=prediction.monotonic_s,
         image=image,
-        prediction=prediction.to_prediction(),
+        prediction=frame.to_prediction(),
         arms=list(decision.outcomes),
         inclusion_probability=decision.inclusion_probability,
         reasons=list(decision.reasons),

@@ -74,14 +74,6 @@ class CaptureParts:
     latencies: LatencyHistogram = field(default_factory=LatencyHistogram)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """The last frame that the model has seen."""
-
-    answer: Answer
-    prediction_id: str
-
-
 class CaptureLoop:
     """One camera's stream. `turn` belongs to one thread; `replace_policy` and the properties to any."""
 
@@ -101,11 +93,14 @@ class CaptureLoop:
         self._poll_interval_s = poll_interval_s
         self._meter = SwapMeter()
         self._gate = SceneGate(rng)
-        self._next_policy = policy.spec
+        self._next_policy = self._policy_spec = policy.spec
+        self._score_name: str | None = None
+        """What the policy goes by; None to find out anew, after a change of model or policy."""
         self._reader: AnswerReader | None = None
         self._read_model: LoadedModel | None = None
         self._last_index = 0
-        self._last: _Answered | None = None
+        self._last: HeldFrame | None = None
+        """The last frame that the model has seen; only while there is a gate."""
 
     def replace_policy(self, spec: CapturePolicySpec) -> None:
         """Follow another capture policy from the next frame on.
@@ -165,8 +160,9 @@ class CaptureLoop:
         budget see only what the model has seen, and their budgets are shares of that. What they keep of an unchanged
         frame that was forced through they would have kept once in `force_every` such frames, and their outcomes say so.
         """
-        if self._next_policy is not self._policy.spec:
+        if self._next_policy is not self._policy_spec:
             self._policy.replace_spec(self._next_policy)
+            self._policy_spec, self._score_name = self._policy.spec, None
         drawn = self._policy.draw()
         look = self._look(frame, model)
         if look is not None and look.skips and not drawn and self._last is not None:
@@ -183,42 +179,40 @@ class CaptureLoop:
         self._parts.ledger.frame_inferred(len(frame.encoded))
         self._note_answer(model)
         decision = self._decide(model, answer, look, drawn=drawn)
-        prediction = self._predict(frame, model, answer, decision, look=look)
+        held = self._hold(frame, model, answer, answer.without_embeddings(), decision, look=look)
         if look is not None:
             self._gate.note_answer(look, None if self._last is None else answer.agrees_with(self._last.answer))
-        self._last = _Answered(answer, prediction.prediction_id)
-        self._remember(prediction, frame)
+            self._last = held
+        self._remember(held)
 
     def _look(self, frame: Frame, model: LoadedModel) -> GateLook | None:
         """Let the gate look, when there is one; another model's answer stands for nothing."""
         spec = self._parts.gate_spec()
-        if not spec.enabled or model is not self._read_model:
+        if self._last is not None and not (spec.enabled and model is self._read_model):
             self._gate.forget()
             self._last = None
         return self._gate.look(frame.image, frame.monotonic_s, spec) if spec.enabled else None
 
-    def _reuse(self, frame: Frame, model: LoadedModel, look: GateLook, last: _Answered) -> None:
+    def _reuse(self, frame: Frame, model: LoadedModel, look: GateLook, last: HeldFrame) -> None:
         """Let the last answer stand. For the reader no frame is missing: nothing has moved."""
         self._last_index = frame.index
         self._gate.note_skipped()
         self._parts.ledger.frame_skipped(SkipReason.UNCHANGED.value)
         self._note_answer(model)
         decision = self._policy.decide_unchanged()
-        self._remember(
-            self._predict(frame, model, last.answer, decision, look=look, reused_from=last.prediction_id), frame
-        )
+        light, reused_from = last.prediction.answer, last.prediction.prediction_id
+        self._remember(self._hold(frame, model, last.answer, light, decision, look=look, reused_from=reused_from))
 
     def _read(self, frame: Frame, model: LoadedModel) -> Answer:
         """Answer the frame. A reader belongs to one model and one stretch of the stream."""
         gap = frame.index - self._last_index
         self._last_index = frame.index
         if self._reader is None or model is not self._read_model or not 0 < gap <= MAX_GAP_FRAMES:
-            self._reader, self._read_model = model.kind.reader(model.spec), model
-        height, width = frame.image.shape[:2]
-        started_s = time.perf_counter()
-        outputs = model.infer(frame.image).outputs
-        self._parts.latencies.observe(time.perf_counter() - started_s)
-        return self._reader.read(outputs, int(height), int(width))
+            self._reader, self._read_model, self._score_name = model.kind.reader(model.spec), model, None
+        height, width, _ = frame.image.shape
+        outputs, seconds = model.infer(frame.image)
+        self._parts.latencies.observe(seconds)
+        return self._reader.read(outputs, height, width)
 
     def _note_answer(self, model: LoadedModel) -> None:
         swap = self._meter.note_answer(model.release_id, self._parts.monotonic())
@@ -230,55 +224,59 @@ class CaptureLoop:
             log.info("model swapped", extra={"release_id": model.release_id, "swap_gap_ms": round(swap.gap_ms, 3)})
 
     def _decide(self, model: LoadedModel, answer: Answer, look: GateLook | None, *, drawn: bool) -> CaptureDecision:
+        name = self._score_name or self._choose_score(model)
         return self._policy.decide(
-            answer.scores,
-            self._choose_score(answer, model),
+            answer.scores_with(name),
+            name,
             embedding=answer.embedding,
             space=model.release_id,
             drawn=drawn,
             reach=1.0 if look is None else look.reach,
         )
 
-    def _predict(
+    def _hold(
         self,
         frame: Frame,
         model: LoadedModel,
         answer: Answer,
+        light: Answer,
         decision: CaptureDecision,
         *,
         look: GateLook | None,
         reused_from: str | None = None,
-    ) -> LivePrediction:
-        return LivePrediction(
-            prediction_id=f"{self._parts.boot_id}-{next(self._parts.numbers)}",
+    ) -> HeldFrame:
+        """Join all that is known of a frame; `light` is the answer without embeddings."""
+        parts = self._parts
+        prediction = LivePrediction(
+            prediction_id=f"{parts.boot_id}-{next(parts.numbers)}",
             camera_id=frame.camera_id,
             frame_index=frame.index,
             captured_at=frame.captured_at,
             monotonic_s=frame.monotonic_s,
             release_id=model.release_id,
             spec=model.spec,
-            answer=answer,
+            answer=light,
             decision=decision,
             look=look,
             reused_from=reused_from,
         )
+        return HeldFrame(prediction, answer, frame.encoded, parts.keeper.may_keep(frame.captured_at))
 
-    def _remember(self, prediction: LivePrediction, frame: Frame) -> None:
+    def _remember(self, held: HeldFrame) -> None:
         """Keep the frame or hold it, and tell the pollers last."""
-        parts = self._parts
-        held = HeldFrame(prediction, frame.encoded, parts.keeper.may_keep(frame.captured_at))
+        parts, prediction = self._parts, held.prediction
         if not prediction.decision.kept:
             parts.ring.put(held)
         elif parts.keeper.offer(held, prediction.decision):
-            self._policy.remember(prediction.answer.embedding, prediction.release_id)
+            self._policy.remember(held.answer.embedding, prediction.release_id)
         parts.predictions.append(prediction)
 
-    def _choose_score(self, answer: Answer, model: LoadedModel) -> str:
+    def _choose_score(self, model: LoadedModel) -> str:
         """Return the score the policy asks for, or the kind's own when its answers have none of that name."""
-        wanted = self._policy.spec.uncertainty_score
-        if wanted in answer.scores:
+        wanted, default = self._policy.spec.uncertainty_score, model.kind.default_score
+        self._score_name = wanted if wanted in model.kind.score_names else default
+        if self._score_name == wanted:
             return wanted
-        default = model.kind.default_score
         if self._parts.once.first("score", (wanted, model.release_id)):
             detail = f"answers of release {model.release_id} have no {wanted}; {default} decides instead"
             log.warning("the policy's uncertainty score is replaced", extra={"detail": detail})

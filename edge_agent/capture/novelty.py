@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from curate.answers.base import Floats
-from curate.answers.folding import fold_embedding
+from curate.answers.folding import fold, fold_embedding
 from curate.contracts.sketch import MAX_CENTRES, SKETCH_DIM, EmbeddingSketch
 from curate.errors import ContractError
 from edge_agent.durable import persist_bytes
@@ -55,10 +55,15 @@ class KeptSketch:
         return self._rows[: self._count]
 
     def distance(self, folded: Floats) -> float:
-        """Return the distance of a folded embedding to the nearest centre; 1 when there is none."""
+        """Return the distance of a folded embedding, of any length, to the nearest centre; 1 when there is none."""
         if not self._count:
             return 1.0
-        return _half_chord(_nearest_cosine(self._rows[: self._count], folded))
+        # In the row behind the centres it is multiplied with itself in the same go.
+        rows = self._rows[: self._count + 1]
+        rows[-1] = folded
+        products = _products(rows, folded)
+        length = math.sqrt(products.item(-1))
+        return _half_chord(float(np.maximum.reduce(products[:-1])) / length if 0.0 < length < math.inf else 0.0)
 
     def add(self, folded: Floats) -> None:
         """Take in one folded embedding, float32 [SKETCH_DIM]."""
@@ -75,15 +80,16 @@ class KeptSketch:
         kept: list[int] = []
         limit = 2.0 * self.radius
         for row in range(self._count):
-            if not kept or _half_chord(_nearest_cosine(self._rows[kept], self._rows[row])) > limit:
+            if not kept or _half_chord(float(_products(self._rows[kept], self._rows[row]).max())) > limit:
                 kept.append(row)
         self._rows[: len(kept)] = self._rows[kept]
         self._count = len(kept)
 
 
-def _nearest_cosine(rows: Floats, folded: Floats) -> float:
+def _products(rows: Floats, folded: Floats) -> Floats:
     # Not `@`: a matrix product of this size wakes the linear algebra library's threads, and they spin.
-    return float(np.einsum("ij,j->i", rows, folded).max())
+    products: Floats = np.vecdot(rows, folded)
+    return products
 
 
 def _half_chord(cosine: float) -> float:
@@ -110,7 +116,7 @@ class NoveltyMemory:
         """Return how far the embedding [D] lies from everything kept, in [0, 1]; None for one without values."""
         if not embedding.size:
             return None
-        folded = fold_embedding(embedding)
+        folded = fold(embedding)
         with self._lock:
             return self._sketch(space, embedding.size).distance(folded)
 

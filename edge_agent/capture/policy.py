@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,6 +20,8 @@ TEMPORAL_SCORES: Final = ("flicker", "lost_track")
 """Scores of kinds that know time; the temporal arm takes the largest of those an answer has."""
 DISTANCE: Final = "distance"
 """What the novel arm calls its score: how far the frame's embedding lies from everything that was kept."""
+
+_COINS: Final = 256
 
 _NOT_DISMISSED: Final = ArmOutcome(arm=Arm.DISMISSED, probability=0.0, kept=False)
 _DISMISSED: Final = ArmOutcome(arm=Arm.DISMISSED, probability=1.0, kept=True)
@@ -40,18 +41,34 @@ class Novelty(Protocol):
         """Take note that a frame with this embedding was kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class CaptureDecision:
-    """What every arm said about one frame, and the probability that at least one would keep it."""
+class CaptureDecision(NamedTuple):
+    """What every arm said about one frame. Recorded as it was found; what follows from it is worked out for those who
+    ask, since few frames are ever asked about."""
 
-    outcomes: tuple[ArmOutcome, ...]
-    inclusion_probability: float
+    random: ArmOutcome
     kept: bool
     """Whether at least one arm keeps the frame."""
     traces: tuple[ArmTrace, ...] = ()
     """What the arms with a budget looked at; nothing of those that were not asked."""
+    reach: float = 1.0
+    """The probability with which those arms see a frame like this one."""
+    dismissed: bool = False
+    """Whether a person said that the prediction is wrong."""
     notes: tuple[str, ...] = ()
     """What people and the scene gate have to add, in words."""
+
+    @property
+    def outcomes(self) -> tuple[ArmOutcome, ...]:
+        """What every arm decided, and with which probability it would have kept the frame."""
+        asked = (_outcome(trace.arm, trace.kept, self.reach) for trace in self.traces)
+        return (self.random, *asked, _DISMISSED if self.dismissed else _NOT_DISMISSED)
+
+    @property
+    def inclusion_probability(self) -> float:
+        """The probability that at least one arm keeps a frame like this one."""
+        if self.dismissed or any(trace.kept for trace in self.traces):
+            return inclusion_probability(self.outcomes)
+        return self.random.probability
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -76,10 +93,7 @@ def inclusion_probability(outcomes: Iterable[ArmOutcome]) -> float:
 
 def decide_dismissed(decision: CaptureDecision, reason: str) -> CaptureDecision:
     """Return the decision after a person dismissed the prediction: that arm keeps for certain, the others as drawn."""
-    others = tuple(outcome for outcome in decision.outcomes if outcome.arm is not Arm.DISMISSED)
-    outcomes = (*others, _DISMISSED)
-    notes = (*decision.notes, reason)
-    return CaptureDecision(outcomes, inclusion_probability(outcomes), True, decision.traces, notes)
+    return decision._replace(kept=True, dismissed=True, notes=(*decision.notes, reason))
 
 
 def verify_policy(spec: CapturePolicySpec) -> None:
@@ -103,6 +117,8 @@ class CapturePolicy:
         verify_policy(spec)
         self._rng = rng
         self._novelty = novelty
+        self._coins: list[float] = []
+        """Drawn many at a time, used from the end in the order in which they were drawn."""
         self._adopt(spec)
 
     @property
@@ -127,7 +143,9 @@ class CapturePolicy:
 
     def draw(self) -> bool:
         """Toss the random arm's coin for one frame, before anything about the frame is known."""
-        return bool(self._rng.random() < self._spec.random_probability)
+        if not self._coins:
+            self._coins = self._rng.random(_COINS)[::-1].tolist()
+        return self._coins.pop() < self._random_probability
 
     def decide(
         self,
@@ -154,13 +172,12 @@ class CapturePolicy:
         random_kept = self.draw() if drawn is None else drawn
         random = self._drawn if random_kept else self._not_drawn
         if reach <= 0.0:
-            return self._decide_random(random)
+            return CaptureDecision(random, random_kept)
         traces = self._ask(scores, score_name or self._spec.uncertainty_score, embedding, space)
-        kept_by = [trace.kept for trace in traces]
-        outcomes = (random, *(_outcome(trace.arm, trace.kept, reach) for trace in traces), _NOT_DISMISSED)
-        if not any(kept_by):
-            return CaptureDecision(outcomes, random.probability, random_kept, traces)
-        return CaptureDecision(outcomes, inclusion_probability(outcomes), True, traces)
+        kept = random_kept
+        for trace in traces:
+            kept = kept or trace.kept
+        return CaptureDecision(random, kept, traces, reach)
 
     def decide_unchanged(self) -> CaptureDecision:
         """Return the decision on a frame that the scene gate skips: not drawn, and nobody else was asked."""
@@ -177,7 +194,10 @@ class CapturePolicy:
         """Ask every arm that has a budget; those without one cost nothing."""
         traces = [self._uncertain.decide(scores[name], name)]
         if self._temporal is not None:
-            score, which = max((scores.get(name, 0.0), name) for name in TEMPORAL_SCORES)
+            score, which = 0.0, TEMPORAL_SCORES[0]
+            for each in TEMPORAL_SCORES:
+                if each in scores and (found := scores[each]) >= score:
+                    score, which = found, each
             traces.append(self._temporal.decide(score, which))
         if self._novel is not None and self._novelty is not None and embedding is not None:
             distance = self._novelty.distance(embedding, space)
@@ -187,16 +207,14 @@ class CapturePolicy:
 
     def _adopt(self, spec: CapturePolicySpec) -> None:
         self._spec = spec
+        self._random_probability = spec.random_probability
         rest = spec.cooldown_frames
         self._uncertain = BudgetArm(Arm.UNCERTAIN, spec.uncertain_budget_fraction, rest)
         self._temporal = _optional_arm(Arm.TEMPORAL, spec.temporal_budget_fraction, rest)
         self._novel = _optional_arm(Arm.NOVEL, spec.novel_budget_fraction, rest)
         self._drawn = ArmOutcome(arm=Arm.RANDOM, probability=spec.random_probability, kept=True)
         self._not_drawn = ArmOutcome(arm=Arm.RANDOM, probability=spec.random_probability, kept=False)
-        self._unchanged = self._decide_random(self._not_drawn)
-
-    def _decide_random(self, random: ArmOutcome) -> CaptureDecision:
-        return CaptureDecision((random, _NOT_DISMISSED), random.probability, random.kept)
+        self._unchanged = CaptureDecision(self._not_drawn, kept=False)
 
 
 def _optional_arm(arm: Arm, budget_fraction: float, cooldown_frames: int) -> BudgetArm | None:

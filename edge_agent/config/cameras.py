@@ -28,6 +28,7 @@ class FolderCameraConfig(Section):
 
 
 _ADDRESS = re.compile(r"(rtsps?|https?|rtmps?|udp|tcp)://.+", re.IGNORECASE)
+_HOST = re.compile(r"[\w.-]+(:\d+)?|\[[0-9a-f:.]+\](:\d+)?", re.IGNORECASE | re.ASCII)
 _FROM_ENVIRONMENT = "env:"
 
 
@@ -52,6 +53,8 @@ class VideoCameraConfig(Section):
     def _anchor_file(cls, value: str, info: ValidationInfo) -> str:
         if value.startswith(_FROM_ENVIRONMENT) or _ADDRESS.fullmatch(value):
             return value
+        if "://" in value:
+            raise ValueError("give a path, or an address that begins with rtsp, rtsps, http, https, rtmp, udp or tcp")
         return str(anchor(Path(value), info))
 
     @property
@@ -79,8 +82,18 @@ class VideoCameraConfig(Section):
 
     @property
     def public_source(self) -> str:
-        """The source without user name and password, for logs and messages."""
-        return re.sub(r"://[^/]*@", "://", self.source)
+        """The source for logs and messages: a file, a variable's name, or an address's scheme and host.
+
+        Passwords hold `/`, `?` and `#`, and cameras take them in the path and the query, too. Where it is not certain
+        what is the host, `***` stands for it.
+        """
+        if not _ADDRESS.fullmatch(self.source):
+            return self.source
+        scheme, _, rest = self.source.partition("://")
+        authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+        host = authority.rpartition("@")[2]
+        is_certain = "@" not in rest[len(authority) :] and _HOST.fullmatch(host)
+        return f"{scheme}://{host if is_certain else '***'}"
 
 
 class UsbCameraConfig(Section):

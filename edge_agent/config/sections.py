@@ -96,14 +96,17 @@ class CaptureConfig(Section):
 
 
 class FeedbackConfig(Section):
-    """How many verdicts people may give. A flood is refused or quarantined, never obeyed."""
+    """How many verdicts people may give; a burst is what may come at once after a rest. A flood is refused or
+    quarantined, never obeyed."""
 
     user_per_minute: float = Field(default=60.0, gt=0.0)
     user_burst: int = Field(default=60, ge=1)
     device_per_minute: float = Field(default=300.0, gt=0.0)
     device_burst: int = Field(default=300, ge=1)
     hold_after_s: float = Field(default=300.0, gt=0.0)
+    """A user who keeps the bucket below its half for so long, after a refusal, is put on hold."""
     max_quarantined: int = Field(default=500, ge=0)
+    """Quarantined verdicts this process stores."""
 
 
 class RingConfig(Section):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from curate.errors import Error
+from curate.errors import AgentError, Error
 from edge_agent.config.agent import AgentConfig
 from edge_agent.doctor.findings import Finding, fail, ok, warn
 from edge_agent.errors import CorruptFileError
@@ -52,7 +52,11 @@ def examine_trust(root_file: Path, now: datetime) -> Iterator[Finding]:
 def examine_model(config: AgentConfig) -> Iterator[Finding]:
     """Load the committed model as a start would, and let it answer its golden inputs on this processor."""
     slots = Slots(config.state_dir / "slots")
-    name = slots.committed()
+    try:
+        name = slots.committed()
+    except AgentError as exc:
+        yield fail("model", str(exc), "Check the disk.")
+        return
     if name is None:
         yield warn("model", "none is installed yet", "The running agent fetches what the cloud assigns.")
         return
@@ -66,7 +70,8 @@ def examine_model(config: AgentConfig) -> Iterator[Finding]:
             "model", f"slot {name} is damaged: {exc}", "The agent falls back and fetches it anew; check the disk."
         )
     except Error as exc:
-        yield fail("model", str(exc), "Assign another release; see `updates` in `gleaner-agent status`.")
+        hint = "Assign another release; see `updates` in `gleaner-agent status`."
+        yield fail("model", str(exc), "Check the disk." if exc.retryable else hint)
     else:
         count = len(golden.images)
         yield ok(

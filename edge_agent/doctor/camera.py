@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curate.errors import Error
 from edge_agent.cameras.base import Frame, Pixels
-from edge_agent.cameras.registry import describe_camera, open_camera
+from edge_agent.cameras.registry import close_cameras, describe_camera, open_camera
 from edge_agent.config.cameras import CameraConfig
 from edge_agent.doctor.findings import Finding, fail, ok, warn
 
@@ -24,6 +24,7 @@ BLURRED: Final = 15.0
 """Variance of the Laplacian below which a picture has hardly an edge. A bare wall has none either, so it only warns."""
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 _PAUSE_S: Final = 0.01
+_CLOSE_TIMEOUT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def _look(config: CameraConfig, look_s: float) -> Look | None:
             elif event is None:
                 time.sleep(_PAUSE_S)
     finally:
-        camera.close()
+        close_cameras([camera], timeout_s=_CLOSE_TIMEOUT_S)
     if last is None:
         return None
     height, width = last.image.shape[:2]

@@ -5,7 +5,6 @@ What is measured and what is thought of it are apart: `judge_*` are pure.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import tempfile
@@ -14,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from edge_agent.clock import is_kept_in_time
 from edge_agent.doctor.findings import Finding, fail, ok, warn
+from edge_agent.machine import read_size_bytes, read_temperatures_c
 
 MIB: Final = 1024 * 1024
 GOOD_MEMORY_BYTES: Final = 256 * MIB
@@ -25,8 +26,6 @@ MAX_SKEW_S: Final = 15 * 60
 """S3 refuses signatures that are further off."""
 NOTICEABLE_SKEW_S: Final = 5.0
 _INT8_FLAGS: Final = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI", "asimddp": "ARM dot product"}
-_TIME_ERROR: Final = 5
-"""adjtimex(2): the clock is not synchronised."""
 _FSYNC_PROBE_S: Final = 0.5
 _FSYNC_PROBES: Final = 50
 
@@ -34,7 +33,7 @@ _FSYNC_PROBES: Final = 50
 def examine_processor(root: Path = Path("/")) -> Iterator[Finding]:
     """Say which instructions for int8 there are, and whether heat slows the processor down."""
     yield judge_processor(_read(root / "proc/cpuinfo"))
-    yield judge_temperature(list(_temperatures_c(root)), _count_throttles(root))
+    yield judge_temperature(read_temperatures_c(root), _count_throttles(root))
 
 
 def judge_processor(cpuinfo: str) -> Finding:
@@ -64,10 +63,10 @@ def judge_temperature(temperatures_c: list[float], throttles: int) -> Finding:
 
 def examine_memory(root: Path = Path("/")) -> Iterator[Finding]:
     """Say how much memory is free."""
-    rows = (line.split() for line in _read(root / "proc/meminfo").splitlines())
-    sizes = {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) > 1 and row[1].isdigit()}
-    if "MemAvailable" in sizes:
-        yield judge_memory(sizes["MemAvailable"], sizes.get("MemTotal", 0))
+    meminfo = root / "proc/meminfo"
+    available_bytes = read_size_bytes(meminfo, "MemAvailable")
+    if available_bytes is not None:
+        yield judge_memory(available_bytes, read_size_bytes(meminfo, "MemTotal") or 0)
 
 
 def judge_memory(available_bytes: int, total_bytes: int) -> Finding:
@@ -80,16 +79,17 @@ def judge_memory(available_bytes: int, total_bytes: int) -> Finding:
 
 def examine_time_service() -> Iterator[Finding]:
     """Say whether the kernel believes that its clock is kept in time."""
-    state = _clock_state()
-    if state is None:
+    is_kept = is_kept_in_time()
+    if is_kept is None:
         return
     yield (
         ok("time service", "the clock is synchronised")
-        if state != _TIME_ERROR
+        if is_kept
         else warn(
             "time service",
             "nothing keeps the clock of this machine in time",
-            "Install a time service such as chrony or systemd-timesyncd. Without one the agent learns from the bucket.",
+            "Install a time service such as chrony or systemd-timesyncd. Without one the agent learns from the bucket, "
+            "and until then keeps nothing where privacy.windows says when it may.",
         )
     )
 
@@ -156,27 +156,10 @@ def measure_fsync_rate(folder: Path) -> float:
         return count / max(1e-6, time.monotonic() - started_s)
 
 
-def _temperatures_c(root: Path) -> Iterator[float]:
-    for path in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp")):
-        text = _read(path).strip()
-        if text.lstrip("-").isdigit() and 0 < int(text) < 200_000:
-            yield int(text) / 1000.0
-
-
 def _count_throttles(root: Path) -> int:
     pattern = "cpu[0-9]*/thermal_throttle/core_throttle_count"
     texts = [_read(path).strip() for path in (root / "sys/devices/system/cpu").glob(pattern)]
     return sum(int(text) for text in texts if text.isdigit())
-
-
-def _clock_state() -> int | None:
-    """Ask the kernel (adjtimex with no mode set, which changes nothing)."""
-    try:
-        adjtimex = ctypes.CDLL(None).adjtimex
-    except (OSError, AttributeError):
-        return None
-    state = int(adjtimex(ctypes.create_string_buffer(512)))
-    return state if state >= 0 else None
 
 
 def _read(path: Path) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
@@ -28,7 +29,7 @@ from edge_agent.interfaces.auth import TRUSTED, Doorkeeper
 from edge_agent.interfaces.device_rest import device_routes
 from edge_agent.interfaces.inference_rest import inference_routes
 from edge_agent.interfaces.inference_service import InferenceService
-from edge_agent.interfaces.metrics import CONTENT_TYPE, MetricsFacts, read_temperature_c, render_metrics
+from edge_agent.interfaces.metrics import CONTENT_TYPE, MetricsFacts, render_metrics
 from edge_agent.interfaces.page import load_page
 from edge_agent.interfaces.posted_work import PostedWork
 from edge_agent.interfaces.refusals import (
@@ -37,7 +38,8 @@ from edge_agent.interfaces.refusals import (
     RefusedRequestError,
     UnknownModelError,
 )
-from edge_agent.interfaces.tokens import TokenGuard
+from edge_agent.interfaces.tokens import TokenGuard, prove_identity
+from edge_agent.machine import read_temperatures_c
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +75,14 @@ class ApiOptions:
     """Whether it is served over TLS."""
     extra_counters: Callable[[], Mapping[str, float]] = dict
     """Of other interfaces, for `/metrics`."""
+    instance: str = field(default_factory=lambda: secrets.token_hex(16))
+    """Known to this process and to whoever reads its address file: so the command line knows the agent from a stranger
+    who was given its port."""
 
 
 def create_app(view: AgentView, service: InferenceService, work: PostedWork, options: ApiOptions) -> Starlette:
     """Return the ASGI application."""
-    front = _Front(view, options.extra_counters)
+    front = _Front(view, options.extra_counters, options.instance)
     return Starlette(
         routes=[
             Route("/", load_page().answer),
@@ -107,12 +112,16 @@ def _middleware(options: ApiOptions) -> list[Middleware]:
 
 
 class _Front:
-    def __init__(self, view: AgentView, extra_counters: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, view: AgentView, extra_counters: Callable[[], Mapping[str, float]], instance: str) -> None:
         self._view = view
         self._extra_counters = extra_counters
+        self._instance = instance
 
-    async def live(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes it
-        return JSONResponse({"status": "ok"})
+    async def live(self, request: Request) -> Response:
+        """Answer, and prove who answers when a challenge asks for that."""
+        challenge = request.query_params.get("challenge")
+        proof = {} if challenge is None else {"proof": prove_identity(self._instance, challenge)}
+        return JSONResponse({"status": "ok"} | proof)
 
     def health(self, request: Request) -> Response:
         """Answer 503 with the reasons when the agent does not do its job."""
@@ -127,7 +136,7 @@ class _Front:
             health=self._view.health(),
             status=self._view.status(),
             extra=self._extra_counters(),
-            temperature_c=read_temperature_c(),
+            temperature_c=max(read_temperatures_c(), default=None),
         )
         return Response(render_metrics(facts), media_type=CONTENT_TYPE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
@@ -9,6 +10,7 @@ import os
 import socket
 import ssl
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,31 @@ from edge_agent.durable import persist_bytes
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 64
+_TICK_S: Final = 1.0
+
+
+class _RestfulServer(uvicorn.Server):
+    """Looks after itself once a second, not ten times, and ends at once when told to: at five frames a second the
+    difference is 2 % of what the model takes."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Renew the date that answers carry, until told to end."""
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), _TICK_S)
+
+    def end(self) -> None:
+        """Stop; from any thread."""
+        self.should_exit = True
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(self._told.set)
 
 
 class ApiServer:
@@ -33,10 +60,12 @@ class ApiServer:
         host: str,
         port: int,
         address_file: Path,
+        instance: str = "",
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
     ) -> None:
-        """Bind at once, so that a taken port is an error at the start and not a line in a log.
+        """Bind at once, so that a taken port is an error at the start and not a line in a log. By `instance`, which
+        stands in the address file, `app` proves that it is the one the file speaks of.
 
         Raises:
             ConfigError: the port is taken or not allowed, or certificate and key cannot be used.
@@ -47,11 +76,12 @@ class ApiServer:
         self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
         try:
-            persist_bytes(address_file, json.dumps(_address(host, self.port, secure=config.is_ssl)).encode() + b"\n")
+            address = _address(host, self.port, secure=config.is_ssl) | {"instance": instance}
+            persist_bytes(address_file, json.dumps(address).encode() + b"\n")
         except OSError as exc:
             self._socket.close()
             raise AgentError(f"cannot write {address_file}: {exc.strerror}") from exc
-        self._server = uvicorn.Server(config)
+        self._server = _RestfulServer(config)
         self._thread = threading.Thread(target=self._serve, name="api", daemon=True)
 
     def start(self) -> None:
@@ -60,7 +90,7 @@ class ApiServer:
 
     def stop(self, timeout_s: float) -> None:
         """Stop answering; requests under way get a second."""
-        self._server.should_exit = True
+        self._server.end()
         self._thread.join(timeout_s)
         self._socket.close()
         self._address_file.unlink(missing_ok=True)

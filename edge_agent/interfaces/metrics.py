@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Final
 
 from curate.contracts.telemetry import DeviceCounters
@@ -16,7 +15,6 @@ from edge_agent.interfaces.health import Health
 from edge_agent.latency import BOUNDS_S, Latencies
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_THERMAL: Final = Path("/sys/class/thermal")
 _COUNTERS: Final = (
     ("frames_seen", "Frames that the cameras gave."),
     ("frames_inferred", "Frames that the model answered."),
@@ -97,17 +95,6 @@ def _state_gauges(facts: MetricsFacts) -> list[tuple[str, str, float | None]]:
         ("queued", "Captures on their way to the disk.", part("queue", "captures")),
         ("temperature_celsius", "The warmest zone of the board.", facts.temperature_c),
     ]
-
-
-def read_temperature_c(folder: Path = _THERMAL) -> float | None:
-    """Return the warmest thermal zone that Linux tells, in degrees Celsius; None where it tells none."""
-    found = []
-    for path in sorted(folder.glob("thermal_zone*/temp")):
-        try:
-            found.append(int(path.read_text()) / 1000.0)
-        except (OSError, ValueError):
-            continue
-    return max(found, default=None)
 
 
 def _by(label: str, values: Mapping[str, float]) -> list[tuple[dict[str, str], float]]:

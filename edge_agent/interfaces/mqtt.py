@@ -75,13 +75,14 @@ class MqttBridge:
         self._agent_version = agent_version
         self._monotonic = monotonic
         self._topics = Topics(config.topic_prefix, view.device_id)
-        self._desk = VerdictDesk(view, self._topics, lambda camera_id: self._told.get(camera_id, (None, 0.0))[0])
+        self._desk = VerdictDesk(view, self._topics, self._last_told)
         self._incoming: queue.Queue[_Incoming] = queue.Queue(MAX_WAITING_VERDICTS)
         self._retry: _Incoming | None = None
         self._retry_at_s = float("-inf")
         self._unsent: deque[paho.MQTTMessageInfo] = deque()
         self._greeting_due = threading.Event()
-        self._told: dict[str, tuple[str, float]] = {}
+        self._told: dict[str, str] = {}
+        self._told_s: dict[str, float] = {}
         self._pictured_s: dict[str, float] = {}
         self._state: dict[str, Any] = {}
         self._state_s = float("-inf")
@@ -122,7 +123,7 @@ class MqttBridge:
 
     def _greet(self) -> None:
         """Tell everything that is retained: the broker may have lost it."""
-        self._send(self._topics.availability, ONLINE.encode(), qos=1, retain=True)
+        self._send(self._topics.availability, ONLINE.encode(), qos=1, retain=True, always=True)
         self._state_s = float("-inf")
         if self._config.discovery_prefix is None:
             return
@@ -147,13 +148,17 @@ class MqttBridge:
 
     def _tell_prediction(self, camera_id: str) -> None:
         newest = self._view.predictions.newest(camera_id)
-        last_id, last_s = self._told.get(camera_id, ("", float("-inf")))
         now_s = self._monotonic()
-        if newest is None or newest.prediction_id == last_id or now_s - last_s < self._config.prediction_interval_s:
+        is_early = now_s - self._told_s.get(camera_id, float("-inf")) < self._config.prediction_interval_s
+        if newest is None or newest.prediction_id == self._told.get(camera_id) or is_early:
             return
+        self._told_s[camera_id] = now_s
         document = prediction_document(newest)
-        self._send(self._topics.prediction(camera_id), _pack({"summary": summarise(document)} | document))
-        self._told[camera_id] = (newest.prediction_id, now_s)
+        if self._send(self._topics.prediction(camera_id), _pack({"summary": summarise(document)} | document)):
+            self._told[camera_id] = newest.prediction_id
+
+    def _last_told(self, camera_id: str) -> str | None:
+        return self._told.get(camera_id)
 
     def _tell_picture(self, camera_id: str) -> None:
         interval_s, now_s = self._config.image_interval_s, self._monotonic()
@@ -176,22 +181,23 @@ class MqttBridge:
         state = describe_state(self._view)
         if state == self._state and now_s - self._state_s < self._config.state_interval_s:
             return
-        self._send(self._topics.state, _pack(state), qos=1, retain=True)
-        self._state, self._state_s = state, now_s
+        is_told = self._send(self._topics.state, _pack(state), qos=1, retain=True)
+        self._state, self._state_s = state if is_told else {}, now_s
 
-    def _send(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, always: bool = False) -> None:
-        """Hand a message to the client, or drop and count it when the wire does not keep up."""
+    def _send(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, always: bool = False) -> bool:
+        """Hand a message to the client; or drop and count it when the wire does not keep up, and return False."""
         while self._unsent and self._unsent[0].is_published():
             self._unsent.popleft()
         if len(self._unsent) >= MAX_UNSENT and not always:
             self._dropped += 1
-            return
+            return False
         info = self._client.publish(topic, payload, qos=qos, retain=retain)
-        if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
-            self._unsent.append(info)
-            self._published += 1
-        else:
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._dropped += 1
+            return False
+        self._unsent.append(info)
+        self._published += 1
+        return True
 
     # -- in --------------------------------------------------------------------------------------------------
 
@@ -256,6 +262,11 @@ class MqttBridge:
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:  # noqa: ARG002 - as above
         if message.topic == f"{self._config.discovery_prefix}/status":
             self._greeting_due.set()
+            client.ack(message.mid, message.qos)
+            return
+        if message.retain:
+            # Said at some time, to nobody in particular: at every start it would be said anew, of another frame.
+            log.warning("a retained MQTT message is no verdict", extra={"topic": message.topic})
             client.ack(message.mid, message.qos)
             return
         incoming = _Incoming(message.topic, bytes(message.payload[:MAX_VERDICT_BYTES]), message.mid, message.qos)

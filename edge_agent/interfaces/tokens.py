@@ -76,6 +76,11 @@ def make_session(token: str) -> str:
     return hmac.new(token.encode(), _SESSION_PURPOSE, hashlib.sha256).hexdigest()
 
 
+def prove_identity(secret: str, challenge: str) -> str:
+    """Return what only a process that knows the secret can answer to a challenge; the secret cannot be told from it."""
+    return hmac.new(secret.encode(), challenge.encode(errors="replace"), hashlib.sha256).hexdigest()
+
+
 def load_tokens(path: Path) -> list[str]:
     """Read the tokens of a file, one a line; empty lines and lines that start with # say nothing.
 

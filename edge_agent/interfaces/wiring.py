@@ -63,6 +63,7 @@ class Interfaces:
                 host=api.host,
                 port=api.port,
                 address_file=config.state_dir / "api.json",
+                instance=options.instance,
                 tls_cert=api.tls_cert,
                 tls_key=api.tls_key,
             )

@@ -13,9 +13,9 @@ from curate.storage.ports import BlobStore
 from edge_agent.config.agent import AgentConfig
 from edge_agent.models.inference import LiveModel
 from edge_agent.models.installer import UpdateLimits
-from edge_agent.models.loading import RunSettings
 from edge_agent.models.repository import SignedRepository
 from edge_agent.models.slots import FactoryModel, Slots
+from edge_agent.models.smoke import RunSettings
 from edge_agent.models.trial_watch import TrialRules
 from edge_agent.models.updater import Updater
 from edge_agent.report import DeviceReport
@@ -30,6 +30,7 @@ def open_updater(
     policy_sink: Callable[[CapturePolicySpec], None],
     settings_sink: Callable[[DeviceSettings], None],
     sketch_sink: Callable[[EmbeddingSketch | None], None],
+    is_metered: Callable[[], bool],
     wall_clock: Callable[[], datetime],
 ) -> Updater:
     """Return the updater that the configuration describes; nothing is loaded yet.
@@ -60,6 +61,7 @@ def open_updater(
         sketch_sink=sketch_sink,
         report=report,
         factory=_factory(config),
+        is_metered=is_metered,
         running=_run_settings(config),
         variant=config.inference.variant,
         interval_s=config.update.interval_s,

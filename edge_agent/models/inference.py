@@ -6,14 +6,12 @@ The one home of ONNX Runtime in the agent.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -25,6 +23,7 @@ from curate.answers.registry import ANSWERS
 from curate.contracts.release import ModelSpec, ReleaseManifest
 from curate.errors import SelfCheckError
 from edge_agent.cameras.base import Pixels
+from edge_agent.memory import return_free_memory
 from edge_agent.models.onnx_scan import verify_self_contained
 from edge_agent.models.providers import CPU, ProviderName, choose_providers, short_names
 
@@ -44,12 +43,13 @@ _ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
 _RUN_ERRORS: Final[tuple[type[Exception], ...]] = (*_ORT_ERRORS, IndexError)
 
 
-@dataclass(frozen=True, slots=True)
-class Inference:
+class Inference(NamedTuple):
     """The model's raw answer to one frame; not yet checked to be one."""
 
     outputs: dict[str, Floats]
     """By output name, without the batch axis."""
+    seconds: float
+    """What it took, resizing the frame included."""
 
 
 class AnswerObserver(Protocol):
@@ -82,6 +82,11 @@ class LoadedModel:
         self._latencies_s: deque[float] = deque(maxlen=_LATENCIES)
         self._observer: AnswerObserver | None = None
         self.manifest = manifest
+        # Told at every frame, so not looked up anew.
+        self.release_id: Final = manifest.release_id
+        """The release this model belongs to."""
+        self.spec: Final = manifest.model
+        """What the model takes and gives."""
         self.kind = find_kind(manifest.model)
         """How its answers are read."""
         self.threads = threads
@@ -91,19 +96,9 @@ class LoadedModel:
         """Shape of each output for one frame, by name, batch axis first; -1 where the file leaves a size open."""
 
     @property
-    def release_id(self) -> str:
-        """The release this model belongs to."""
-        return self.manifest.release_id
-
-    @property
     def number(self) -> int:
         """The release's number, which grows with each release."""
         return self.manifest.number
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What the model takes and gives."""
-        return self.manifest.model
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -135,15 +130,8 @@ class LoadedModel:
             SelfCheckError: the runtime failed on this frame.
         """
         observer = self._observer
-        if observer is None:
-            return self._answer(image)
-        ticket = observer.begin()
-        try:
-            inference = self._answer(image)
-        except SelfCheckError as exc:
-            observer.fail(ticket, str(exc))
-            raise
-        observer.answer(ticket, image, inference.outputs)
+        inference = self._run(image) if observer is None else self._run_observed(image, observer)
+        self._latencies_s.append(inference.seconds)
         return inference
 
     def infer_posted(self, image: Pixels) -> Inference:
@@ -154,40 +142,46 @@ class LoadedModel:
         """
         return self._run(image)
 
-    def _answer(self, image: Pixels) -> Inference:
-        started_s = time.perf_counter()
-        inference = self._run(image)
-        self._latencies_s.append(time.perf_counter() - started_s)
+    def _run_observed(self, image: Pixels, observer: AnswerObserver) -> Inference:
+        ticket = observer.begin()
+        try:
+            inference = self._run(image)
+        except SelfCheckError as exc:
+            observer.fail(ticket, str(exc))
+            raise
+        observer.answer(ticket, image, inference.outputs)
         return inference
 
     def _run(self, image: Pixels) -> Inference:
         session = self._session
         if session is None:
             raise SelfCheckError(f"release {self.release_id} answers no more")
-        batch = fit_image(image, height=self.spec.height, width=self.spec.width)[np.newaxis]
+        started_s, spec, names = time.perf_counter(), self.spec, self.kind.output_names
+        batch = fit_image(image, height=spec.height, width=spec.width)[np.newaxis]
         try:
-            arrays = session.run(self.kind.output_names, {INPUT: batch}, self._run_options)
-            return Inference({name: array[0] for name, array in zip(self.kind.output_names, arrays, strict=True)})
+            arrays = session.run(names, {INPUT: batch}, self._run_options)
+            outputs = {name: array[0] for name, array in zip(names, arrays, strict=True)}
+            return Inference(outputs, time.perf_counter() - started_s)
         except _RUN_ERRORS as exc:
             raise SelfCheckError(f"release {self.release_id} failed on a frame: {exc}") from exc
 
 
 class LiveModel:
-    """Holds the model that answers now. Whoever replaces it does not disturb a frame that is being answered."""
+    """Holds the model that answers now. Whoever replaces it does not disturb a frame that is being answered.
+
+    Thread-safe without a lock: there is one reference, and it is read and set as a whole.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._model: LoadedModel | None = None
 
     def current(self) -> LoadedModel | None:
         """Return the model to use for the next frame."""
-        with self._lock:
-            return self._model
+        return self._model
 
     def replace(self, model: LoadedModel | None) -> None:
         """Let this model answer from the next frame on; None answers none."""
-        with self._lock:
-            self._model = model
+        self._model = model
 
 
 def find_kind(spec: ModelSpec) -> AnswerKind:
@@ -234,6 +228,8 @@ def load_model(
         session, failed = _open_session(raw, choice.runtime_names, threads)
     except _ORT_ERRORS as exc:
         raise SelfCheckError(f"release {manifest.release_id} does not load: {exc}") from exc
+    del raw
+    return_free_memory()  # before the first frame takes its own: what reading and optimising took is as much again
     model = LoadedModel(session, manifest, threads=threads, notes=(*notes, *failed))
     _verify_signature(session, manifest.model, model.kind)
     _verify_answer(model)

@@ -6,15 +6,16 @@ import gc
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from curate.errors import AgentError
+from edge_agent.machine import available_memory_bytes
 from edge_agent.models.inference import LiveModel, LoadedModel
 from edge_agent.models.loading import ModelLoader
-from edge_agent.models.machine import available_memory_bytes
 from edge_agent.models.slots import SlotContent
 from edge_agent.models.smoke import SmokeResult
 from edge_agent.models.trial_probe import TrialProbe
@@ -103,12 +104,12 @@ class LiveSeat:
         if incumbent is not None and not has_room:
             log.warning("no memory for two models: the old one stops first", extra={"needed": shown.peak_bytes})
             self._vacate(incumbent)
+        model = None
         try:
             model = self._loader.load(content, shown)
-        except AgentError:
-            if not has_room:
+        finally:
+            if model is None and not has_room:
                 self._reload(incumbent)
-            raise
         watch = TrialWatch(rules, started_s=self._monotonic(), incumbent_p50_s=old_p50_s)
         probe = TrialProbe(watch, model.kind, model.spec, monotonic=self._monotonic)
         model.observe(probe)
@@ -122,7 +123,8 @@ class LiveSeat:
             return None
         judgement = trial.probe.judge()
         if judgement.compares and trial.incumbent is not None:
-            trial.probe.note_incumbent(_measure(trial.incumbent.model))
+            with suppress(AgentError):  # it fails on a frame: what it took before stands
+                trial.probe.note_incumbent(_measure(trial.incumbent.model))
             judgement = trial.probe.judge()
         return judgement
 

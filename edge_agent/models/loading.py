@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from curate.errors import AgentError, SelfCheckError
 from edge_agent.durable import make_folder, persist_bytes, seal, unseal
 from edge_agent.errors import CorruptFileError
+from edge_agent.machine import describe_processor
 from edge_agent.models.inference import RUNTIME_VERSION, LoadedModel, load_model
-from edge_agent.models.machine import describe_processor
-from edge_agent.models.providers import ProviderName
 from edge_agent.models.self_check import load_golden, verify_model
 from edge_agent.models.slots import SlotContent, Slots
-from edge_agent.models.smoke import SmokeRequest, SmokeResult
+from edge_agent.models.smoke import RunSettings, SmokeRequest, SmokeResult
 from edge_agent.models.smoke_process import Smoke, run_smoke
 
 log = logging.getLogger(__name__)
-
-_MIB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """How models run here, and within which bounds they are checked."""
-
-    threads: int | Literal["auto"] = 1
-    providers: tuple[ProviderName, ...] = ("cpu",)
-    max_latency_s: float = 5.0
-    max_memory_bytes: int = 512 * _MIB
-    smoke_timeout_s: float = 120.0
 
 
 class _Proof(BaseModel):
@@ -67,17 +51,12 @@ class ModelLoader:
         known = self._load_proof(content)
         if known is not None:
             return known
-        settings = self._settings
         result = self._smoke(
             SmokeRequest(
                 manifest=content.manifest,
                 model=content.model.resolve(),
                 golden=content.golden.resolve(),
-                threads=settings.threads,
-                providers=settings.providers,
-                max_latency_s=settings.max_latency_s,
-                max_memory_bytes=settings.max_memory_bytes,
-                timeout_s=settings.smoke_timeout_s,
+                settings=self._settings,
             )
         )
         if not result.ok:
@@ -95,8 +74,7 @@ class ModelLoader:
         Raises:
             SelfCheckError: it does not load, or answers otherwise.
         """
-        fixed = 1 if self._settings.threads == "auto" else self._settings.threads
-        threads = shown.threads if shown else fixed
+        threads = shown.threads if shown else self._settings.untuned_threads
         try:
             golden = load_golden(content.golden, content.manifest.model)
             model = load_model(content.model, content.manifest, threads=threads, providers=self._settings.providers)

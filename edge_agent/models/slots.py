@@ -54,18 +54,18 @@ class Slots:
         self._root = root
 
     def committed(self) -> SlotName | None:
-        """Return the slot to start from, or None when nothing was ever committed or the pointer is unreadable."""
-        try:
-            return self._read_pointer()
-        except OSError:
-            return None
+        """Return the slot to start from, or None when nothing was ever committed or the pointer is damaged.
 
-    def _read_pointer(self) -> SlotName | None:
+        Raises:
+            AgentError: the disk refused to say.
+        """
         try:
             header, _ = unseal(self._pointer().read_bytes())
             return _Pointer.model_validate_json(header).slot
         except (FileNotFoundError, CorruptFileError, ValidationError):
             return None
+        except OSError as exc:
+            raise AgentError(f"the committed slot cannot be told now: {exc}", retryable=True) from exc
 
     def idle(self) -> SlotName:
         """Return the slot that may be overwritten.
@@ -73,20 +73,7 @@ class Slots:
         Raises:
             AgentError: the disk refused to say which one may not.
         """
-        try:
-            return "b" if self._read_pointer() == "a" else "a"
-        except OSError as exc:
-            raise AgentError(f"the committed slot cannot be told: the disk refused: {exc}", retryable=True) from exc
-
-    def open_idle(self) -> SlotName:
-        """Open the idle slot and return its name.
-
-        Raises:
-            AgentError: the disk refused.
-        """
-        name = self.idle()
-        self.open(name)
-        return name
+        return "b" if self.committed() == "a" else "a"
 
     def open(self, name: SlotName) -> None:
         """Break the slot's seal; files already there may still be of use.
@@ -94,9 +81,9 @@ class Slots:
         Raises:
             AgentError: the disk refused, or this is the slot to start from.
         """
+        if name == self.committed():
+            raise AgentError(f"slot {name} is the one to start from and is not overwritten")
         try:
-            if name == self._read_pointer():
-                raise AgentError(f"slot {name} is the one to start from and is not overwritten")
             make_folder(self.folder(name))
             remove_files([self._seal(name), self.proof_path(name)])
             sync_folder(self._root)
@@ -139,6 +126,7 @@ class Slots:
 
         Raises:
             CorruptFileError: there is no seal, or something is not what was sealed.
+            AgentError: the disk refused to say; the slot may be as good as ever.
         """
         try:
             header, payload = unseal(self._seal(name).read_bytes())
@@ -147,7 +135,9 @@ class Slots:
             verify_files(self.model_path(name), self.golden_path(name), manifest, variant)
         except FileNotFoundError as exc:
             raise CorruptFileError(f"slot {name} is empty or half-written") from exc
-        except (OSError, ContractError, ValidationError, KeyError) as exc:
+        except OSError as exc:
+            raise AgentError(f"slot {name} cannot be read now: {exc}", retryable=True) from exc
+        except (ContractError, ValidationError, KeyError) as exc:
             raise CorruptFileError(f"slot {name} cannot be read: {exc}") from exc
         return SlotContent(name, manifest, variant, self.model_path(name), self.golden_path(name))
 
@@ -229,6 +219,7 @@ class FactoryModel:
 
         Raises:
             CorruptFileError: something is not what the manifest, or the configuration, says.
+            AgentError: the disk refused to say.
         """
         if self._folder is None:
             return None
@@ -239,8 +230,10 @@ class FactoryModel:
             manifest = ReleaseManifest.from_bytes(raw)
             variant = self._variant if self._variant in manifest.variants else next(iter(manifest.variants))
             verify_files(model, golden, manifest, variant)
-        except (OSError, ContractError) as exc:
+        except (FileNotFoundError, ContractError) as exc:
             raise CorruptFileError(f"the factory model cannot be read: {exc}") from exc
+        except OSError as exc:
+            raise AgentError(f"the factory model cannot be read now: {exc}", retryable=True) from exc
         return SlotContent(FACTORY, manifest, variant, model, golden)
 
     def _verify_manifest(self, raw: bytes) -> None:

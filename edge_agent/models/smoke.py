@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.contracts.release import ReleaseManifest
 from curate.errors import SelfCheckError
+from edge_agent.machine import peak_resident_bytes, resident_bytes, usable_cpus, virtual_bytes
 from edge_agent.models.inference import LoadedModel, load_model
-from edge_agent.models.machine import peak_resident_bytes, resident_bytes, usable_cpus, virtual_bytes
 from edge_agent.models.providers import ProviderName
 from edge_agent.models.self_check import Golden, load_golden, verify_model
 from edge_agent.models.tuning import tune_threads
@@ -33,6 +33,24 @@ _NICENESS: Final = 10
 _MIB: Final = 1024 * 1024
 
 
+class RunSettings(BaseModel):
+    """How models run here, and within which bounds they are checked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    threads: int | Literal["auto"] = 1
+    providers: tuple[ProviderName, ...] = ("cpu",)
+    max_latency_s: float = 5.0
+    max_memory_bytes: int = 512 * _MIB
+    """What the model may take beyond the agent itself."""
+    smoke_timeout_s: float = 120.0
+
+    @property
+    def untuned_threads(self) -> int:
+        """Threads before any were tried out."""
+        return 1 if self.threads == "auto" else self.threads
+
+
 class SmokeRequest(BaseModel):
     """What to check, and within which bounds."""
 
@@ -41,12 +59,7 @@ class SmokeRequest(BaseModel):
     manifest: ReleaseManifest
     model: Path
     golden: Path
-    threads: int | Literal["auto"] = 1
-    providers: tuple[ProviderName, ...] = ("cpu",)
-    max_latency_s: float = 5.0
-    max_memory_bytes: int = 512 * _MIB
-    """What the model may take beyond the agent itself."""
-    timeout_s: float = 120.0
+    settings: RunSettings = RunSettings()
 
 
 class SmokeResult(BaseModel):
@@ -79,18 +92,19 @@ def examine(request: SmokeRequest) -> SmokeResult:
 def _examine(request: SmokeRequest) -> SmokeResult:
     before_bytes = resident_bytes()
     golden = load_golden(request.golden, request.manifest.model)
-    fixed = 1 if request.threads == "auto" else request.threads
-    model = _load(request, fixed)
+    settings = request.settings
+    model = _load(request, settings.untuned_threads)
     verify_model(model, golden, max_latency_s=math.inf)
     peak_bytes = max(0, peak_resident_bytes() - before_bytes)
-    if peak_bytes > request.max_memory_bytes:
+    if peak_bytes > settings.max_memory_bytes:
         raise SelfCheckError(
-            f"the model takes {peak_bytes // _MIB} MiB here, more than {request.max_memory_bytes // _MIB} MiB"
+            f"the model takes {peak_bytes // _MIB} MiB here, more than {settings.max_memory_bytes // _MIB} MiB"
         )
-    threads, p50_s = _tune(request, golden) if request.threads == "auto" else (fixed, model.p50_s or 0.0)
-    if p50_s > request.max_latency_s:
+    tuned = settings.threads == "auto"
+    threads, p50_s = _tune(request, golden) if tuned else (settings.untuned_threads, model.p50_s or 0.0)
+    if p50_s > settings.max_latency_s:
         raise SelfCheckError(
-            f"an answer takes {p50_s:.2f} s here, more than {request.max_latency_s:.2f} s", retryable=True
+            f"an answer takes {p50_s:.2f} s here, more than {settings.max_latency_s:.2f} s", retryable=True
         )
     return SmokeResult(
         ok=True, p50_s=p50_s, peak_bytes=peak_bytes, threads=threads, providers=model.providers, notes=model.notes
@@ -115,14 +129,14 @@ class _Answering:
 
 
 def _load(request: SmokeRequest, threads: int) -> LoadedModel:
-    return load_model(request.model, request.manifest, threads=threads, providers=request.providers)
+    return load_model(request.model, request.manifest, threads=threads, providers=request.settings.providers)
 
 
 def main() -> int:
     """Check what standard input asks for, within its bounds; 0 when a result was written, whatever it says."""
     request = SmokeRequest.model_validate_json(sys.stdin.buffer.read(MAX_REQUEST_BYTES))
     answer_to = _keep_output_clean()
-    _limit_this_process(request)
+    _limit_this_process(request.settings)
     result = examine(request)
     os.write(answer_to, result.model_dump_json().encode())
     return 0
@@ -136,13 +150,13 @@ def _keep_output_clean() -> int:
     return answer_to
 
 
-def _limit_this_process(request: SmokeRequest) -> None:
+def _limit_this_process(settings: RunSettings) -> None:
     """Bound memory, time and files; every bound the system knows."""
-    seconds = math.ceil(request.timeout_s)
-    threads = usable_cpus() if request.threads == "auto" else request.threads
+    seconds = math.ceil(settings.smoke_timeout_s)
+    threads = usable_cpus() if settings.threads == "auto" else settings.threads
     stacks = 16 * _MIB * (threads + 2)
-    if set(request.providers) == {"cpu"}:  # accelerators map far more than they use
-        _limit(resource.RLIMIT_AS, virtual_bytes() + 2 * request.max_memory_bytes + stacks)
+    if set(settings.providers) == {"cpu"}:  # accelerators map far more than they use
+        _limit(resource.RLIMIT_AS, virtual_bytes() + 2 * settings.max_memory_bytes + stacks)
     _limit(resource.RLIMIT_CPU, seconds * max(1, threads))
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_CORE, 0)

@@ -35,7 +35,7 @@ def run_smoke(request: SmokeRequest, *, command: tuple[str, ...] | None = None) 
         request: what to check and within which bounds.
         command: another program to run, for tests.
     """
-    deadline_s = time.monotonic() + request.timeout_s
+    deadline_s = time.monotonic() + request.settings.smoke_timeout_s
     try:
         process = _start(command or (sys.executable, "-P", "-m", _MODULE))
     except OSError as exc:
@@ -46,7 +46,7 @@ def run_smoke(request: SmokeRequest, *, command: tuple[str, ...] | None = None) 
             return _failure("its check said more than a result")
         code = process.wait(max(0.0, deadline_s - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
-        return _failure(f"its check took longer than {request.timeout_s:g} s", may_pass=True)
+        return _failure(f"its check took longer than {request.settings.smoke_timeout_s:g} s", may_pass=True)
     finally:
         _end(process)
     return _read_result(raw, code)

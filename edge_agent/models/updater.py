@@ -22,14 +22,7 @@ from curate.contracts.assignment import Assignment, CapturePolicySpec
 from curate.contracts.device_settings import DeviceSettings
 from curate.contracts.sketch import EmbeddingSketch
 from curate.contracts.telemetry import ModelState, UpdateEvent
-from curate.errors import (
-    AgentError,
-    ContractError,
-    Error,
-    SelfCheckError,
-    StorageError,
-    TrustError,
-)
+from curate.errors import AgentError, ContractError, Error, SelfCheckError, StorageError, TrustError
 from curate.storage.ports import BlobStore
 from edge_agent.backoff import BackoffPolicy, decide_delay_s
 from edge_agent.errors import CorruptFileError
@@ -37,15 +30,14 @@ from edge_agent.models.assignments import AssignmentFollower, Desired
 from edge_agent.models.inference import LiveModel
 from edge_agent.models.installer import Installer, UpdateLimits
 from edge_agent.models.live_seat import LiveSeat
-from edge_agent.models.loading import ModelLoader, RunSettings
+from edge_agent.models.loading import ModelLoader
 from edge_agent.models.repository import SignedRepository
-from edge_agent.models.slots import SLOT_NAMES, FactoryModel, SlotContent, Slots, Variant
+from edge_agent.models.restorer import Restorer
+from edge_agent.models.slots import FactoryModel, SlotContent, Slots, Variant
+from edge_agent.models.smoke import RunSettings
 from edge_agent.models.smoke_process import Smoke, run_smoke
 from edge_agent.models.trial_watch import Verdict
-from edge_agent.models.trust import (
-    decide_update,
-    raise_release_floor,
-)
+from edge_agent.models.trust import decide_update, raise_release_floor
 from edge_agent.models.update_machine import (
     ACTIVE,
     LOCAL,
@@ -75,6 +67,8 @@ log = logging.getLogger(__name__)
 
 TRIAL_TICK_S: Final = 0.5
 """How often a release on trial is judged."""
+WAITS_FOR_LINK: Final = "the files of the release wait for an unmetered link"
+"""The metered switch is on. Metadata and assignments are small and come all the same."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +103,7 @@ class Updater:
         sketch_sink: Callable[[EmbeddingSketch | None], None] = lambda _sketch: None,
         report: DeviceReport,
         factory: FactoryModel | None = None,
+        is_metered: Callable[[], bool] = lambda: False,
         running: RunSettings | None = None,
         smoke: Smoke = run_smoke,
         variant: Variant = "int8",
@@ -133,11 +128,14 @@ class Updater:
         self._slots = slots
         self._live = live
         self._report = report
-        self._factory = factory or FactoryModel(None, manifest_sha256=None, variant=variant)
         self._limits = limits or UpdateLimits()
         self._installer = Installer(repository, slots, variant=variant, limits=self._limits)
         self._loader = ModelLoader(slots, running or RunSettings(), smoke=smoke)
         self._seat = LiveSeat(live, self._loader, report, monotonic=monotonic)
+        factory = factory or FactoryModel(None, manifest_sha256=None, variant=variant)
+        self._restorer = Restorer(slots, self._seat, self._journal, factory)
+        self._is_metered = is_metered
+        self._waits_for_link: str | None = None
         self._interval_s = interval_s
         self._link_backoff = BackoffPolicy(base_s=interval_s, cap_s=max_backoff_s, refused_s=max_backoff_s)
         self._rng = rng or random.Random()
@@ -148,12 +146,10 @@ class Updater:
     def restore(self, now: datetime) -> None:
         """Start from what the disk holds, without the network: the accepted policy, then the committed slot, the
         other one, the factory model, each only after its digests and its golden answers; at last a release whose
-        check or trial a restart has cut off. Never raises for a bad slot."""
-        if self._state.last_event is not None:
-            self._report.record_update(self._state.last_event)
-        if self._state.assignment is not None:
-            self._follower.follow(self._state.assignment, now)
-        self._redo_effects()
+        check or trial a restart has cut off. Never raises for a bad slot or disk; each turn does again what could not
+        be done."""
+        if self._journal.recall(now):
+            self._take_up(now)
         self._restore_any(now)
         if self._live.current() is None:
             self._guarded(self._work, now)
@@ -169,6 +165,11 @@ class Updater:
         """
         self._journal.told = None
         self._report.persist_noted()
+        if not self._journal.is_known or (self._restorer.is_waiting and not self._seat.on_trial):
+            self.restore(now)
+        if not self._journal.is_known:
+            # Nothing is believed, fetched or tried before this device knows what it has accepted.
+            return self._journal.told
         self.watch(now)
         self._redo_effects()
         if self._is_due(now):
@@ -215,7 +216,7 @@ class Updater:
             phase=attempt.phase,
             candidate_id=attempt.release_id,
             starts=attempt.starts,
-            reason=attempt.reason,
+            reason=WAITS_FOR_LINK if self._waits_for_link else attempt.reason,
             slot=kept.name if kept else None,
             trial_answers=self._seat.trial_answers,
             trial_frames=self._limits.trial.window_frames if self._seat.on_trial else None,
@@ -228,52 +229,19 @@ class Updater:
 
     # ---- what is on the disk
 
+    def _take_up(self, now: datetime) -> None:
+        """Go on from where the last process ended."""
+        if self._state.last_event is not None:
+            self._report.record_update(self._state.last_event)
+        if self._state.assignment is not None:
+            self._follower.follow(self._state.assignment, now)
+        self._redo_effects()
+
     def _restore_any(self, now: datetime) -> None:
-        committed = self._slots.committed()
-        attempt = self._state.attempt
-        for name in sorted(SLOT_NAMES, key=lambda name: name != committed):
-            if name == attempt.slot and attempt.phase in ACTIVE:
-                continue
-            try:
-                content = self._slots.load(name)
-                self._seat.restore(content)
-            except (AgentError, ContractError) as exc:
-                if name == committed:
-                    self._lose(str(exc), now)
-                continue
-            self._settle_on(name, content, committed, now)
-            return
-        self._restore_factory(now)
-
-    def _settle_on(self, name: SlotName, content: SlotContent, committed: str | None, now: datetime) -> None:
-        floor = raise_release_floor(content.manifest.number, self._state.floor)
-        self._journal.state = self._state.model_copy(update={"floor": floor})
-        if name == committed:
-            return
-        try:
-            self._slots.commit(name)
-        except AgentError as exc:
-            log.warning("%s", exc)
-        self._journal.record(now, "rolled_back", content.manifest.release_id, f"slot {committed} cannot be used")
-
-    def _lose(self, reason: str, now: datetime) -> None:
-        """The committed slot is no good any more: what is assigned may be installed anew."""
-        self._journal.record(now, "restore_failed", None, reason)
-        if self._state.attempt.phase is Phase.COMMITTED:
-            self._guarded(lambda at: self._apply(Damaged(reason), at), now)
-
-    def _restore_factory(self, now: datetime) -> None:
-        try:
-            content = self._factory.load()
-            if content is None:
-                return
-            self._seat.restore(content)
-        except AgentError as exc:
-            self._journal.record(now, "restore_failed", None, str(exc))
-            return
-        if self._slots.committed() is not None or self._state.floor.release_number:
-            detail = "neither slot can be used: the factory model answers"
-            self._journal.record(now, "rolled_back", content.manifest.release_id, detail)
+        lost = self._restorer.restore(now)
+        if lost is not None and self._state.attempt.phase is Phase.COMMITTED:
+            # What is assigned may be installed anew.
+            self._guarded(lambda at: self._apply(Damaged(lost), at), now)
 
     # ---- what is assigned
 
@@ -285,18 +253,32 @@ class Updater:
 
     def _follow(self, desired: Desired, now: datetime) -> None:
         accepted = self._state.desired_sha256 == desired.digest
-        if accepted and not self._wants_files():
+        if accepted and not self._may_fetch(now):
             return
         problem = self._follower.refresh_trust()
         if not accepted:
             self._make_way(self._follower.accept(desired, now), now)
-        if not self._wants_files():
+        if not self._may_fetch(now):
             self._pause = None
             return
         if problem is not None:
             raise problem
         self._fetch(now)
         self._work(now)
+
+    def _may_fetch(self, now: datetime) -> bool:
+        """Whether there is a release to fetch, and the link is one for files as large as a model."""
+        waiting = None
+        if self._wants_files() and self._is_metered():
+            waiting = str(self._state.desired_sha256)
+            if waiting != self._waits_for_link:
+                self._journal.record(now, "postponed", self._assigned_id(), WAITS_FOR_LINK)
+        self._waits_for_link = waiting
+        return waiting is None and self._wants_files()
+
+    def _assigned_id(self) -> str | None:
+        assignment = self._state.assignment
+        return assignment.release_id if assignment else None
 
     def _wants_files(self) -> bool:
         """Whether the assigned release has to be fetched, or fetched on."""
@@ -332,18 +314,20 @@ class Updater:
     def _work(self, now: datetime) -> None:
         """Check what was fetched and let it answer; each beginning is counted on the disk first."""
         while self._state.attempt.phase in LOCAL and not self._seat.on_trial:
+            try:
+                content = self._load_candidate()
+            except CorruptFileError as exc:
+                self._apply(Damaged(str(exc)), now)
+                return
             self._apply(Started(), now)
             step = {Phase.SMOKE: self._check, Phase.TRIAL: self._try_out}.get(self._state.attempt.phase)
             if step is None:
                 return
-            try:
-                step(now)
-            except CorruptFileError as exc:
-                self._apply(Damaged(str(exc)), now)
+            step(content, now)
 
-    def _check(self, now: datetime) -> None:
+    def _check(self, content: SlotContent, now: datetime) -> None:
         try:
-            self._loader.prove(self._load_candidate())
+            self._loader.prove(content)
         except SelfCheckError as exc:
             if not exc.retryable:
                 self._apply(Failed(str(exc)), now)
@@ -352,8 +336,7 @@ class Updater:
             raise
         self._apply(Passed(), now)
 
-    def _try_out(self, now: datetime) -> None:
-        content = self._load_candidate()
+    def _try_out(self, content: SlotContent, now: datetime) -> None:
         try:
             shown = self._loader.prove(content)
             self._seat.begin_trial(content, shown, self._limits.trial)
@@ -449,13 +432,18 @@ class Updater:
         return self._pause is None or self._pause.is_over(now)
 
     def _rest(self, stop: threading.Event, delay_s: float) -> None:
-        """Wait for the next turn; a release on trial is judged meanwhile."""
+        """Wait for the next turn; a release on trial is judged meanwhile. What is unforeseen ends the wait and not the
+        thread: the next turn meets it again, and tells."""
         while delay_s > 0.0:
             wait_s = min(delay_s, TRIAL_TICK_S) if self._seat.on_trial else delay_s
             if stop.wait(wait_s):
                 return
             delay_s -= wait_s
-            self.watch(self._wall_clock())
+            try:
+                self.watch(self._wall_clock())
+            except Exception as exc:
+                self._report.count_error(type(exc).__name__)
+                return
 
     def _leave_trial(self) -> None:
         """An end in good order is no sign against the release on trial."""
@@ -467,10 +455,15 @@ class Updater:
         return self._journal.state
 
     def _free_slot(self) -> SlotName:
-        """Return the slot that neither answers nor is the one to start from."""
-        kept = self._seat.kept
-        other: dict[str, SlotName] = {"a": "b", "b": "a"}
-        return other.get(kept.name, self._slots.idle()) if kept else self._slots.idle()
+        """Return the slot that neither answers nor is the one to start from.
+
+        Raises:
+            AgentError: there is none now.
+        """
+        idle, kept = self._slots.idle(), self._seat.kept
+        if kept is not None and kept.name == idle:
+            raise AgentError(f"slot {idle} answers while the committed one cannot be used", retryable=True)
+        return idle
 
     def _kept_id(self) -> str | None:
         kept = self._seat.kept

@@ -38,14 +38,20 @@ class UpdaterState(BaseModel):
 
 
 def load_state(path: Path) -> UpdaterState:
-    """Read the state; none is a new device. An unreadable file starts anew, loudly:
-    a device that waits for a person helps nobody, and the slots still bound what it runs."""
+    """Read the state; none is a new device. A damaged file starts anew, loudly:
+    a device that waits for a person helps nobody, and the slots still bound what it runs.
+
+    Raises:
+        AgentError: the disk refused to say; what was accepted is still there, and may be read later.
+    """
     try:
         header, _ = unseal(path.read_bytes())
     except FileNotFoundError:
         return UpdaterState()
-    except (OSError, CorruptFileError) as exc:
-        log.warning("the updater's state cannot be read and starts anew: %s", exc)
+    except OSError as exc:
+        raise AgentError(f"the updater's state cannot be read now: {exc}", retryable=True) from exc
+    except CorruptFileError as exc:
+        log.warning("the updater's state is damaged and starts anew: %s", exc)
         return UpdaterState()
     try:
         return UpdaterState.model_validate_json(header)
@@ -80,13 +86,32 @@ class UpdateJournal:
     """What the updater knows and tells: the durable state, and events into the heartbeat. One thread writes."""
 
     def __init__(self, path: Path, report: DeviceReport) -> None:
-        """Read what the last process left."""
         self._path = path
         self._report = report
-        self.state = load_state(path)
+        self._problem: str | None = None
+        self.is_known = False
+        """Whether `state` is what the last process left; until then nothing can be saved over it."""
+        self.state = UpdaterState()
         """The state; replaced as a whole, so that any thread may read it."""
         self.told: UpdateEvent | None = None
         """The newest event that is more than a step on the way; whoever asks for it resets it."""
+
+    def recall(self, now: datetime) -> bool:
+        """Read what the last process left, if that is not known yet; return whether it became known just now.
+
+        A disk that refuses is told once, and may be asked again.
+        """
+        if self.is_known:
+            return False
+        try:
+            self.state = load_state(self._path)
+        except AgentError as exc:
+            if self._problem != str(exc):
+                self._problem = str(exc)
+                self.record(now, "postponed", None, str(exc))
+            return False
+        self.is_known = True
+        return True
 
     def save(self, state: UpdaterState) -> None:
         """Make the state durable, then the one to go by.
@@ -94,6 +119,8 @@ class UpdateJournal:
         Raises:
             AgentError: the disk refused; the old state holds.
         """
+        if not self.is_known:
+            raise AgentError("the updater's state is not known yet, so nothing takes its place", retryable=True)
         if state != self.state:
             persist_state(self._path, state)
             self.state = state

@@ -1,23 +1,81 @@
-"""How a capture comes into the spool, and what gives way to it: one durable write for both."""
+"""How captures come into the spool, and what gives way to them: one commit for both, and for several at once.
+
+Each capture is a file of its own with its own fsync; the renames of a group share the folder's, as the transactions of
+a database share a flush of its log (D. Gawlick, "Processing Hot Spots in High Performance Systems", COMPCON 1985).
+Nobody is told that a capture is kept before that. A power cut in between may leave some of a group and not others:
+each file names everything that left before it and counts everything that came, so whichever is the newest tells the
+truth, and those missing below it count as evicted, `lost`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import heapq
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from curate.contracts.capture import CaptureRecord
 from curate.contracts.device_settings import RetentionSpec
 from edge_agent.clock import Clock
-from edge_agent.durable import seal
+from edge_agent.durable import DISK_FULL_CODES, seal, sealed_bytes
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.spool.files import CaptureHeader, SpoolFolder
 from edge_agent.spool.index import SpoolIndex
 from edge_agent.spool.journal import SpoolJournal
 from edge_agent.spool.limits import SpoolLimits
-from edge_agent.spool.retention import Capacity, EvictionPlan, Held, plan_eviction, weigh
+from edge_agent.spool.retention import Capacity, EvictionPlan, Held, Stake, plan_eviction, weigh
 from edge_agent.spool.stamps import stamp
 
+log = logging.getLogger(__name__)
+
 GAVE_WAY = "gave_way"
+
+
+@dataclass(frozen=True, slots=True)
+class _Newcomer:
+    """A capture that may come in: what is to be written and counted then."""
+
+    held: Held
+    prediction_id: str
+    raw: bytes
+    replaces: tuple[Held, ...]
+    change: Totals
+
+
+class _Group:
+    """Captures that one commit makes durable, and the index as it will be after it."""
+
+    def __init__(self, index: SpoolIndex) -> None:
+        self.joined: list[tuple[Held, str]] = []
+        """With their prediction ids."""
+        self.replaced: dict[int, Held] = {}
+        self.change = Totals()
+        self.held_bytes = dict(index.held_bytes)
+        self._index = index
+
+    def add(self, newcomer: _Newcomer) -> None:
+        """Let it join."""
+        self.joined.append((newcomer.held, newcomer.prediction_id))
+        self.held_bytes[newcomer.held.stake] += newcomer.held.size_bytes
+        for held in newcomer.replaces:
+            self.replaced[held.sequence] = held
+            self.held_bytes[held.stake] -= held.size_bytes
+        self.change = self.change.plus(newcomer.change)
+
+    def evictable(self) -> Mapping[Stake, Iterable[Held]]:
+        """Return what may be given up, of each stake the lowest rank first; those that joined are among them."""
+        lines = self._index.evictable()
+        return {stake: self._line(stake, line) for stake, line in lines.items()} if self.joined else lines
+
+    def _line(self, stake: Stake, line: Iterable[Held]) -> Iterator[Held]:
+        staying = (held for held in line if held.sequence not in self.replaced)
+        joined = sorted((held for held, _ in self.joined if held.stake is stake), key=lambda held: held.rank)
+        yield from heapq.merge(staying, joined, key=lambda held: held.rank)
+
+    def would_lose(self, newcomer: _Newcomer) -> bool:
+        """Return whether one that joined would have to go for it."""
+        joined = {held.sequence for held, _ in self.joined}
+        return any(held.sequence in joined for held in newcomer.replaces)
 
 
 class Admission:
@@ -45,67 +103,110 @@ class Admission:
         self._monotonic = monotonic
         self._retention = retention
 
-    def admit(self, record: CaptureRecord, jpeg: bytes) -> str | None:
-        """Keep a capture, durably; return the reason when it may not come in.
+    def admit(self, captures: Sequence[tuple[CaptureRecord, bytes]]) -> list[str | None]:
+        """Keep captures, durably, each as if it came alone; return for each None, or why it may not come in."""
+        reasons: list[str | None] = []
+        while len(reasons) < len(captures):
+            reasons += self._admit_group(captures[len(reasons) :])
+        return reasons
 
-        Raises:
-            OSError: the disk refused; nothing has changed.
+    def _admit_group(self, captures: Sequence[tuple[CaptureRecord, bytes]]) -> list[str | None]:
+        """Admit the first, and as many of the next as can share its commit.
+
+        A group ends before a capture that is refused, by plan or by the disk, or that would replace one of the group:
+        after the commit, when there is more room, it may fare better.
+        """
+        group = _Group(self._index)
+        reasons: list[str | None] = []
+        for record, jpeg in captures:
+            try:
+                newcomer = self._prepare(group, record, jpeg)
+                if group.joined and (newcomer is None or group.would_lose(newcomer)):
+                    break
+                if newcomer is None:
+                    reasons.append(self._refusal(len(jpeg)))
+                else:
+                    self._stage(group, newcomer)
+                    reasons.append(None)
+            except OSError as exc:
+                if group.joined:
+                    break
+                reasons.append(_describe(exc))
+        failure = self._commit(group)
+        return [reason or failure for reason in reasons]
+
+    def _stage(self, group: _Group, newcomer: _Newcomer) -> None:
+        self._journal.stage_new(self._folder.capture_path(newcomer.held.sequence), newcomer.raw)
+        group.add(newcomer)
+
+    def _commit(self, group: _Group) -> str | None:
+        if not group.joined:
+            return None
+        try:
+            self._journal.place_new(
+                [self._folder.capture_path(held.sequence) for held, _ in group.joined],
+                replaces=[self._folder.capture_path(sequence) for sequence in group.replaced],
+            )
+        except OSError as exc:
+            return _describe(exc)
+        self._index.remove_captures(group.replaced)
+        self._index.add_captures(group.joined, since_s=self._monotonic())
+        self._ledger.add(group.change)
+        return None
+
+    def _prepare(self, group: _Group, record: CaptureRecord, jpeg: bytes) -> _Newcomer | None:
+        """Return what is to be written for the capture; None when it may not come in.
+
+        Coming and giving way are one write: the file names those that leave, so its size depends on the plan.
         """
         record = stamp(record, self._clock.state())
         arms = [outcome.arm for outcome in record.arms if outcome.kept]
         stake, worth = weigh(arms, record.prediction.scores)
-        newcomer = Held(self._ledger.totals().spooled + 1, 0, stake, worth)
-        change = Totals(selected=1, spooled=1, captured={arm.value: 1 for arm in arms})
-        raw, replaced, change = self._make_room(newcomer, record, jpeg, change)
-        if raw is None:
-            return "disk_full" if self._is_disk_short(len(jpeg)) else "spool_full"
-        path = self._folder.capture_path(newcomer.sequence)
-        self._journal.persist_new(path, raw, replaces=[self._folder.capture_path(held.sequence) for held in replaced])
-        self._index.remove_captures(held.sequence for held in replaced)
-        self._index.add_capture(
-            replace(newcomer, size_bytes=len(raw)),
-            prediction_id=record.prediction.prediction_id,
-            since_s=self._monotonic(),
-        )
-        self._ledger.add(change)
-        return None
-
-    def _make_room(
-        self, newcomer: Held, record: CaptureRecord, jpeg: bytes, change: Totals
-    ) -> tuple[bytes | None, Sequence[Held], Totals]:
-        """Return the newcomer's file, whom it replaces and what to count; no file when it may not come in.
-
-        Coming and giving way are one write: the file names those that leave, so its size depends on the plan.
-        """
-        raw, evicting = self._seal_capture(record, jpeg, change), change
+        arrival = change = Totals(selected=1, spooled=1, captured={arm.value: 1 for arm in arms})
+        before = self._ledger.totals().plus(group.change)
+        header = self._make_header(group, record, before.plus(change))
+        named: tuple[Held, ...] = ()
+        held = Held(before.spooled + 1, sealed_bytes(header, len(jpeg)), stake, worth)
         while True:
-            size_bytes = len(raw)
-            plan = self._plan_eviction(replace(newcomer, size_bytes=size_bytes))
+            plan = self._plan_eviction(group, held)
             if not plan.admit:
-                return None, (), change
-            if plan.evict:
-                evicting = change.plus(Totals.eviction(GAVE_WAY, len(plan.evict)))
-                raw = self._seal_capture(record, jpeg, evicting, plan.evict)
-            if len(raw) <= size_bytes:
-                return raw, plan.evict, evicting
+                return None
+            if plan.evict != named:
+                named = plan.evict
+                change = arrival.plus(Totals.eviction(GAVE_WAY, len(named)))
+                header = self._make_header(group, record, before.plus(change), named)
+            planned_bytes, held = held.size_bytes, replace(held, size_bytes=sealed_bytes(header, len(jpeg)))
+            if held.size_bytes <= planned_bytes + plan.spare_bytes:
+                break
+        raw = seal(header, jpeg, payload_sha256=record.image.sha256)  # hashed by whoever encoded it
+        return _Newcomer(held, record.prediction.prediction_id, raw, named, change)
 
-    def _plan_eviction(self, newcomer: Held) -> EvictionPlan:
-        held_bytes = self._index.held_bytes
+    def _make_header(self, group: _Group, record: CaptureRecord, totals: Totals, evict: Sequence[Held] = ()) -> bytes:
+        leaving = [self._folder.capture_path(sequence) for sequence in group.replaced]
+        leaving += [self._folder.capture_path(held.sequence) for held in evict]
+        header = CaptureHeader(
+            revision=self._journal.next_revision(),
+            totals=totals,
+            removing=self._journal.leaving(leaving),
+            record=record,
+        )
+        return header.to_bytes()
+
+    def _plan_eviction(self, group: _Group, newcomer: Held) -> EvictionPlan:
         max_bytes = self._limits.max_bytes
         if self._is_disk_short(newcomer.size_bytes):
             # Others filled the disk. A newcomer may take the place of its like, and nothing is given up for others.
-            max_bytes = min(max_bytes, sum(held_bytes.values()))
+            max_bytes = min(max_bytes, sum(group.held_bytes.values()))
         capacity = Capacity.of(max_bytes, self._retention())
-        return plan_eviction(self._index.evictable(), held_bytes, newcomer, capacity)
+        return plan_eviction(group.evictable(), group.held_bytes, newcomer, capacity)
 
     def _is_disk_short(self, incoming_bytes: int) -> bool:
         return self._folder.free_bytes() - incoming_bytes < self._limits.min_free_bytes
 
-    def _seal_capture(self, record: CaptureRecord, jpeg: bytes, change: Totals, evict: Sequence[Held] = ()) -> bytes:
-        header = CaptureHeader(
-            revision=self._journal.next_revision(),
-            totals=self._ledger.totals().plus(change),
-            removing=self._journal.leaving([self._folder.capture_path(held.sequence) for held in evict]),
-            record=record,
-        )
-        return seal(header.to_bytes(), jpeg)
+    def _refusal(self, incoming_bytes: int) -> str:
+        return "disk_full" if self._is_disk_short(incoming_bytes) else "spool_full"
+
+
+def _describe(exc: OSError) -> str:
+    log.warning("a capture was dropped: %s", exc)
+    return "disk_full" if exc.errno in DISK_FULL_CODES else "disk_error"

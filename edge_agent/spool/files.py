@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -137,7 +138,7 @@ class SpoolFolder:
     def _folders(self) -> tuple[Path, ...]:
         return (self.root, self.captures, self.feedback, self.outbox, self.quarantine)
 
-    @property
+    @cached_property
     def captures(self) -> Path:
         """Folder of `.capture` files."""
         return self.root / "captures"

@@ -238,6 +238,6 @@ class SpoolIndex:
             del self.batches[batch.name]
         self.remove_captures(departure.captures)
         self._acknowledged |= dict.fromkeys(sorted(departure.captures))
-        for sequence in list(self._acknowledged)[:-REMEMBERED_PREDICTIONS]:
-            del self._acknowledged[sequence]
+        while len(self._acknowledged) > REMEMBERED_PREDICTIONS:
+            del self._acknowledged[next(iter(self._acknowledged))]
         self.remove_feedback(departure.feedback)

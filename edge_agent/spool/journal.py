@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from edge_agent.durable import DISK_FULL_CODES, remove_files, write_durably
+from edge_agent.durable import DISK_FULL_CODES, place, remove_files, stage
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.spool.files import SpoolFolder, SpoolState
 from edge_agent.spool.index import SpoolIndex
@@ -27,6 +28,7 @@ class SpoolJournal:
         self._folder = folder
         self._index = index
         self._ledger = ledger
+        self._prefix = os.path.join(folder.root, "")  # noqa: PTH118 - a path object has no end
         self._revision = revision
         self._removing: tuple[Path, ...] = ()
         self._unlinked: set[Path] = set()
@@ -40,24 +42,34 @@ class SpoolJournal:
 
     def leaving(self, also: Sequence[Path] = ()) -> list[str]:
         """Return what the next durable write must name: files counted as gone that a crash might bring back."""
-        return [path.relative_to(self._folder.root).as_posix() for path in (*self._removing, *also)]
+        return [os.fspath(path).removeprefix(self._prefix) for path in (*self._removing, *also)]
 
-    def persist_new(self, path: Path, raw: bytes, *, replaces: Sequence[Path] = ()) -> None:
-        """Write a new file, which exists only if this returns, and let the files that gave way to it go.
+    def stage_new(self, path: Path, raw: bytes) -> None:
+        """Write a new file beside its place, durably; it exists only once `place_new` returns.
 
-        Its header must name what is `leaving(replaces)`: that makes coming and going one commit. The removals become
-        durable with the next write in their folder.
+        Its header must name what is `leaving` with it and with those staged before it: that makes coming and going one
+        commit.
+        """
+        stage(path, raw)
+
+    def place_new(self, paths: Sequence[Path], *, replaces: Sequence[Path] = ()) -> None:
+        """Put staged files of one folder into their places, all or none, and let those that gave way to them go.
+
+        The removals become durable with the next write in their folder.
         """
         try:
-            write_durably(path, raw)
+            place(paths)
         except OSError:
-            # Renamed but perhaps not durable: the caller reports a failure, so the file must not turn up later.
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            # Renamed but perhaps not durable: the caller reports a failure, so no file must turn up later.
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
             raise
-        gone = {left for left in self._removing if left.parent == path.parent and left in self._unlinked}
-        self._removing = (*(left for left in self._removing if left not in gone), *replaces)
-        self._unlinked -= gone
+        if self._unlinked:
+            gone = {left for left in self._unlinked if left.parent == paths[0].parent}
+            self._removing = tuple(left for left in self._removing if left not in gone)
+            self._unlinked -= gone
+        self._removing = (*self._removing, *replaces)
         for left in replaces:
             with contextlib.suppress(OSError):  # the next `persist_changes` tries again
                 left.unlink(missing_ok=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from curate.contracts.capture import Arm, ArmOutcome, CaptureRecord, ImageRef
 from curate.contracts.prediction import ClassificationPrediction
@@ -21,7 +24,7 @@ from edge_agent.spool.spool import Spool
 
 _CLASSES = 100
 _ARMS = (Arm.RANDOM, Arm.DISMISSED, Arm.UNCERTAIN, Arm.UNCERTAIN)
-_DIGEST = "0" * 64
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,18 @@ class RecoveryTime:
 
 
 def measure_put_rate(
-    folder: Path, *, capture_bytes: int = 40_000, rounds: int = 7, captures_a_round: int = 30, full: bool = False
+    folder: Path,
+    *,
+    capture_bytes: int = 40_000,
+    rounds: int = 7,
+    captures_a_round: int = 32,
+    full: bool = False,
+    together: int = 1,
 ) -> PutRate:
-    """Let `Spool.put` and a bare loop write files of the same size in turns, below `folder` (empty, left filled).
+    """Let the spool and a bare loop write files of the same size in turns, below `folder` (empty, left filled).
 
-    With `full` the spool holds only one round, so that every put makes another capture give way.
+    With `full` the spool holds only one round, so that every put makes another capture give way. So many as
+    `together` says are waiting when the spool turns to them, as behind a slow disk; the bare loop knows no groups.
 
     Raises:
         AgentError: the disk refused.
@@ -61,12 +71,14 @@ def measure_put_rate(
     spool = _open(folder / "spool", captures_a_round * capture_bytes if full else 2**62)
     bare = folder / "bare"
     bare.mkdir(parents=True)
-    _time(range(captures_a_round), lambda n: _put(spool, n, capture_bytes))
+    for numbers in _rounds(1, captures_a_round):
+        _put(spool, _make_captures(numbers, capture_bytes))
     raw = bytes(max(path.stat().st_size for path in (folder / "spool" / "captures").iterdir()))
     shares, spool_rates, disk_rates = [], [], []
-    for first in range(captures_a_round, (rounds + 1) * captures_a_round, captures_a_round):
-        numbers = range(first, first + captures_a_round)
-        spool_s = _time(numbers, lambda n: _put(spool, n, capture_bytes))
+    for numbers in _rounds(rounds + 1, captures_a_round)[1:]:
+        captures = _make_captures(numbers, capture_bytes)
+        groups = [captures[first : first + together] for first in range(0, len(captures), together)]
+        spool_s = _time(groups, lambda group: _put(spool, group))
         disk_s = _time(numbers, lambda n: write_durably(bare / str(n), raw))
         shares.append(disk_s / spool_s)
         spool_rates.append(captures_a_round / spool_s)
@@ -94,10 +106,14 @@ def measure_recovery(folder: Path, captures: int = 50_000, *, capture_bytes: int
     return RecoveryTime(captures, cold_s, warm_s, time.process_time() - before_s)
 
 
-def _time(numbers: Iterable[int], work: Callable[[int], object]) -> float:
+def _rounds(count: int, length: int) -> list[range]:
+    return [range(first, first + length) for first in range(0, count * length, length)]
+
+
+def _time(items: Iterable[ItemT], work: Callable[[ItemT], object]) -> float:
     started_s = time.perf_counter()
-    for number in numbers:
-        work(number)
+    for item in items:
+        work(item)
     return time.perf_counter() - started_s
 
 
@@ -106,13 +122,20 @@ def _open(root: Path, max_bytes: int) -> Spool:
     return Spool.open(root, limits, Ledger(), device_id="bench", boot_id=f"b{time.monotonic_ns()}")
 
 
-def _put(spool: Spool, number: int, capture_bytes: int) -> None:
+def _make_captures(numbers: Iterable[int], capture_bytes: int) -> list[tuple[CaptureRecord, bytes]]:
+    """Return captures as the keeper hands them over, which has hashed their pictures."""
+    jpeg = bytes(capture_bytes)
     # Of the random arm: one that is always let in, for the oldest of its like.
-    if not spool.put(_record(number, capture_bytes, Arm.RANDOM), bytes(capture_bytes)):
+    return [(_record(number, jpeg, Arm.RANDOM), jpeg) for number in numbers]
+
+
+def _put(spool: Spool, captures: Sequence[tuple[CaptureRecord, bytes]]) -> None:
+    kept = spool.put_all(captures) if len(captures) > 1 else [spool.put(*capture) for capture in captures]
+    if not all(kept):
         raise AgentError("the spool refused a capture while it was measured", hint="is the disk full?")
 
 
-def _record(number: int, capture_bytes: int, arm: Arm) -> CaptureRecord:
+def _record(number: int, jpeg: bytes, arm: Arm) -> CaptureRecord:
     return CaptureRecord(
         capture_id=f"capture-{number}",
         camera_id="bench",
@@ -120,7 +143,7 @@ def _record(number: int, capture_bytes: int, arm: Arm) -> CaptureRecord:
         captured_at=datetime.now(UTC),
         boot_id="bench",
         monotonic_s=time.monotonic(),
-        image=ImageRef(sha256=_DIGEST, size_bytes=capture_bytes, width=640, height=480),
+        image=ImageRef(sha256=_sha256(jpeg), size_bytes=len(jpeg), width=640, height=480),
         prediction=ClassificationPrediction(
             prediction_id=f"prediction-{number}",
             release_id="bench",
@@ -135,13 +158,14 @@ def _record(number: int, capture_bytes: int, arm: Arm) -> CaptureRecord:
 def _fill(folder: SpoolFolder, captures: int, capture_bytes: int) -> None:
     """Write what so many puts leave behind, without their fsyncs."""
     folder.create()
+    jpeg = bytes(capture_bytes)
     for number in range(1, captures + 1):
         header = CaptureHeader(
             revision=number,
             totals=Totals(selected=number, spooled=number),
-            record=_record(number, capture_bytes, _ARMS[number % len(_ARMS)]),
+            record=_record(number, jpeg, _ARMS[number % len(_ARMS)]),
         ).to_bytes()
-        start = seal(header, bytes(capture_bytes))[:-capture_bytes]
+        start = seal(header, jpeg, payload_sha256=_sha256(jpeg))[:-capture_bytes]
         with folder.capture_path(number).open("wb") as file:
             file.write(start)
             file.truncate(len(start) + capture_bytes)
@@ -154,3 +178,8 @@ def _drop_cached(folder: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+
+
+@cache
+def _sha256(jpeg: bytes) -> str:
+    return hashlib.sha256(jpeg).hexdigest()

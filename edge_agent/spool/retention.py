@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -120,6 +120,8 @@ class EvictionPlan:
 
     admit: bool
     evict: tuple[Held, ...] = ()
+    spare_bytes: int = field(default=0, compare=False)
+    """By so much the newcomer may be larger than was thought, and nothing more need go."""
 
 
 def plan_eviction(
@@ -136,6 +138,8 @@ def plan_eviction(
     any other makes it, of whatever rank. Refuses, giving up nothing, when all that would not make enough.
     """
     excess = sum(held_bytes.values()) + incoming.size_bytes - capacity.max_bytes
+    if excess <= 0:
+        return EvictionPlan(admit=True, spare_bytes=-excess)
     left = dict(held_bytes)
     owed = left[incoming.stake] + incoming.size_bytes <= capacity.floors[incoming.stake]
     queues: dict[Stake, Iterator[Held]] = {stake: iter(queue) for stake, queue in waiting.items()}
@@ -157,7 +161,7 @@ def plan_eviction(
         excess -= lowest.size_bytes
         left[lowest.stake] -= lowest.size_bytes
         heads[lowest.stake] = next(queues[lowest.stake], None)
-    return EvictionPlan(admit=True, evict=tuple(evict))
+    return EvictionPlan(admit=True, evict=tuple(evict), spare_bytes=-excess)
 
 
 def choose_to_send(by_turn: Iterable[Held], by_age: Sequence[int], *, count: int, oldest_share: float) -> list[int]:

@@ -26,7 +26,7 @@ from curate.contracts.ids import BootId, DeviceId
 from curate.contracts.telemetry import DeviceCounters
 from curate.errors import ContractError
 from edge_agent.clock import Clock
-from edge_agent.durable import DISK_FULL_CODES, seal
+from edge_agent.durable import seal
 from edge_agent.errors import CorruptFileError, SpoolUnavailableError
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.spool.admission import Admission
@@ -126,15 +126,18 @@ class Spool:
 
     def put(self, draft: CaptureRecord, jpeg: bytes) -> bool:
         """Keep a capture: True when it is durable, False when it was dropped (counted, with the reason)."""
+        return self.put_all([(draft, jpeg)])[0]
+
+    def put_all(self, captures: Sequence[tuple[CaptureRecord, bytes]]) -> list[bool]:
+        """Keep captures that wait together, each as `put` would, with fewer fsyncs: they share the folder's.
+
+        Nobody is promised anything before it returns.
+        """
         with self._lock:
-            try:
-                reason = self._admission.admit(draft, jpeg)
-            except OSError as exc:
-                log.warning("a capture was dropped: %s", exc)
-                reason = "disk_full" if exc.errno in DISK_FULL_CODES else "disk_error"
-            if reason is not None:
+            reasons = self._admission.admit(captures)
+            for reason in filter(None, reasons):
                 self._ledger.add(Totals(selected=1, dropped={reason: 1}))
-        return reason is None
+        return [reason is None for reason in reasons]
 
     def is_captured(self, prediction_id: str) -> bool:
         """Return whether a frame of that prediction was kept lately. Takes no lock."""
@@ -175,7 +178,9 @@ class Spool:
                 removing=self._journal.leaving(),
                 feedback=feedback,
             )
-            self._journal.persist_new(self._folder.feedback_path(totals.feedback_spooled), seal(header.to_bytes()))
+            path = self._folder.feedback_path(totals.feedback_spooled)
+            self._journal.stage_new(path, seal(header.to_bytes()))
+            self._journal.place_new([path])
             self._index.add_feedback(totals.feedback_spooled, Receipt.of(feedback), since_s=self._monotonic())
             self._ledger.add(change)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from curate.contracts.device_settings import BandwidthSpec, MeteredPolicy
 from edge_agent.time_windows import is_open
+from edge_agent.token_bucket import TokenBucket
 
 SECONDS_PER_HOUR: Final = 3600.0
 BUDGET: Final = "budget"
@@ -48,27 +49,12 @@ def slow_down_s(spec: BandwidthSpec, interval_s: float, size_bytes: int) -> floa
     return max(interval_s, size_bytes * SECONDS_PER_HOUR / (HEARTBEAT_SHARE * spec.max_bytes_per_hour))
 
 
-@dataclass(frozen=True)
-class TokenBucket:
-    """An allowance in bytes that fills continuously and never beyond a burst.
+def fill(bucket: TokenBucket, spec: BandwidthSpec, now_s: float) -> TokenBucket:
+    """Return the bucket of now (monotonic), its tokens being bytes; without a limit it is always full."""
+    per_hour = spec.max_bytes_per_hour
+    return bucket.filled(now_s, per_s=None if per_hour is None else per_hour / SECONDS_PER_HOUR, burst=spec.burst_bytes)
 
-    It starts empty, so that a process that dies and starts again and again is not given a fresh burst each time.
-    """
 
-    at_s: float
-    allowance_bytes: float = 0.0
-
-    def filled(self, spec: BandwidthSpec, now_s: float) -> TokenBucket:
-        """Return the bucket of now (monotonic); without a limit it is always full."""
-        if spec.max_bytes_per_hour is None:
-            return TokenBucket(now_s, spec.burst_bytes)
-        gained = max(0.0, now_s - self.at_s) * spec.max_bytes_per_hour / SECONDS_PER_HOUR
-        return TokenBucket(now_s, min(spec.burst_bytes, self.allowance_bytes + gained))
-
-    def allows(self, spec: BandwidthSpec, size_bytes: int) -> bool:
-        """Return whether so much may be sent now. What is larger than a burst goes when the bucket is full."""
-        return spec.max_bytes_per_hour is None or self.allowance_bytes >= min(size_bytes, spec.burst_bytes)
-
-    def charged(self, size_bytes: int) -> TokenBucket:
-        """Return the bucket after that was sent, whether it arrived or not; it may owe."""
-        return replace(self, allowance_bytes=self.allowance_bytes - size_bytes)
+def allows(bucket: TokenBucket, spec: BandwidthSpec, size_bytes: int) -> bool:
+    """Return whether so much may be sent now. What is larger than a burst goes when the bucket is full."""
+    return spec.max_bytes_per_hour is None or bucket.tokens >= min(size_bytes, spec.burst_bytes)

@@ -92,8 +92,7 @@ class SyncLoop:
             rng=self._rng,
         )
         self._stop = threading.Event()
-        self._link_up = True
-        self._was_tried = False
+        self._link_up: bool | None = None
         self._sent_s: float | None = None
         self._failures = 0
         self._retry_at_s = float("-inf")
@@ -155,7 +154,7 @@ class SyncLoop:
         """Return how the link stands; safe in any thread."""
         sent_s = self._sent_s
         age_s = None if sent_s is None else self._monotonic() - sent_s
-        return LinkState(self._link_up if self._was_tried else None, age_s)
+        return LinkState(self._link_up, age_s)
 
     # -- the disk --------------------------------------------------------------------------------------------
 
@@ -224,19 +223,17 @@ class SyncLoop:
 
     def _link_failed(self, exc: StorageError) -> None:
         self._failures += 1
-        self._was_tried = True
         self._report.count_error(type(exc).__name__)
-        if self._link_up:
+        if self._link_up is not False:
             log.warning("the link to the bucket is down: %s", exc)
         self._link_up = False
         delay_s = decide_wait_s(self._policy.backoff, exc, failures=self._failures, rng=self._rng)
         self._retry_at_s = self._monotonic() + delay_s
 
     def _link_answered(self) -> None:
-        if not self._link_up:
+        if self._link_up is False:
             log.info("the link to the bucket is back after %d failed attempt(s)", self._failures)
         self._link_up = True
-        self._was_tried = True
         self._failures = 0
 
     # -- steps -----------------------------------------------------------------------------------------------

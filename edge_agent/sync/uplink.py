@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from curate.contracts.device_settings import BandwidthSpec
 from curate.storage.ports import BlobStore
-from edge_agent.sync.bandwidth import TokenBucket
+from edge_agent.sync.bandwidth import allows, fill
+from edge_agent.token_bucket import TokenBucket
 
 
 class Uplink:
@@ -15,7 +16,7 @@ class Uplink:
     def __init__(
         self, store: BlobStore, bandwidth: Callable[[], BandwidthSpec], monotonic: Callable[[], float]
     ) -> None:
-        """The budget starts empty."""
+        """The budget starts empty: a process that dies again and again is not given a burst each time."""
         self._store = store
         self._bandwidth = bandwidth
         self._monotonic = monotonic
@@ -26,8 +27,8 @@ class Uplink:
     def has_budget(self, size_bytes: int) -> bool:
         """Return whether so much may be sent now."""
         spec = self._bandwidth()
-        self._bucket = self._bucket.filled(spec, self._monotonic())
-        return self._bucket.allows(spec, size_bytes)
+        self._bucket = fill(self._bucket, spec, self._monotonic())
+        return allows(self._bucket, spec, size_bytes)
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
         """Send a blob; the budget pays for the attempt. Whether there is any left is the caller's business.
@@ -35,6 +36,6 @@ class Uplink:
         Raises:
             StorageError: as the store says.
         """
-        self._bucket = self._bucket.filled(self._bandwidth(), self._monotonic()).charged(len(data))
+        self._bucket = fill(self._bucket, self._bandwidth(), self._monotonic()).charged(len(data))
         self._store.put(key, data, content_type=content_type)
         self.accepted += 1

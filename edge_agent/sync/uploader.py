@@ -66,7 +66,8 @@ class Uploader:
         self._sent_blobs: dict[str, set[str]] = {}
         self._sent_at_s: dict[str, float] = {}
         self._rests_until_s: dict[str, float] = {}
-        self._refusals: dict[str, _Refusal] = {}
+        self._refusals: dict[str, dict[str, _Refusal]] = {}
+        """By batch, then by key: what is evicted meanwhile is forgotten with its batch."""
 
     def due(self, passage: Passage) -> list[Batch]:
         """Return the batches that may go now: those the bucket took long ago and nobody acknowledged, then those it
@@ -79,6 +80,7 @@ class Uploader:
         now_s = self._monotonic()
         self._sent_at_s = {name: self._sent_at_s.get(name, now_s) for name in waiting}
         self._sent_blobs = {name: sent for name, sent in self._sent_blobs.items() if name in waiting}
+        self._refusals = {name: refusals for name, refusals in self._refusals.items() if name in waiting}
         self._rests_until_s = {name: s for name, s in self._rests_until_s.items() if name in waiting and s > now_s}
         overdue_s = now_s - self._resend_after_s
         old = [b for name, b in waiting.items() if name not in outstanding and self._sent_at_s[name] <= overdue_s]
@@ -140,19 +142,20 @@ class Uploader:
         up."""
         if not self._uplink.has_budget(len(data)):
             return Outcome.NO_BUDGET
+        refusals = self._refusals.setdefault(batch.name, {})
         try:
             self._uplink.put(key, data, content_type=content_type)
         except BlobRefusedError as exc:
-            refusal = self._refusals.setdefault(key, _Refusal(self._uplink.accepted))
+            refusal = refusals.setdefault(key, _Refusal(self._uplink.accepted))
             refusal.count += 1
             if refusal.count == 1:
                 log.warning("the bucket refuses %s: %s", key, exc)
             if refusal.count >= REFUSALS_BEFORE_GIVING_UP and self._uplink.accepted > refusal.accepted_before:
-                del self._refusals[key]
+                del refusals[key]
                 give_up(f"refused {refusal.count} times: {exc}")
             delay_s = decide_wait_s(self._backoff, exc, failures=refusal.count, rng=self._rng)
             self._rests_until_s[batch.name] = self._monotonic() + delay_s
             return Outcome.RESTS
-        self._refusals.pop(key, None)
+        refusals.pop(key, None)
         self._spool.add_bytes_uploaded(len(data))
         return Outcome.SENT

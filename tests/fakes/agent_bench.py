@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from edge_agent.capture.loop import CaptureLoop, CaptureParts
 from edge_agent.capture.novelty import NoveltyMemory
 from edge_agent.capture.policy import CapturePolicy
 from edge_agent.ledger import Ledger, Totals
-from edge_agent.models.inference import LiveModel
+from edge_agent.models.inference import LiveModel, LoadedModel
 from edge_agent.report import DeviceReport
 from edge_agent.spool.files import Receipt
 
@@ -53,6 +54,9 @@ class ScriptedCamera:
     def close(self) -> None:
         """Hold nothing."""
 
+    def join(self, timeout_s: float) -> None:
+        """Nothing goes on."""
+
     def add_frames(self, count: int, value: int = 90) -> None:
         for _ in range(count):
             self.add_image(np.full((32, 32, 3), value, np.uint8))
@@ -80,6 +84,9 @@ class MemorySpool:
         self.ledger.add(Totals(selected=1, spooled=1))
         self.captures.append((draft, jpeg))
         return True
+
+    def put_all(self, captures: Sequence[tuple[CaptureRecord, bytes]]) -> list[bool]:
+        return [self.put(*capture) for capture in captures]
 
     def put_feedback(self, feedback: Feedback) -> None:
         if self.refuse:
@@ -149,6 +156,15 @@ class Bench:
         self.loop = self.join(self.camera, spec)
         self.intake = FeedbackIntake(self.spool, self.keeper, self.ring, self.predictions, wall_clock=lambda: NOW)
 
+    @classmethod
+    def answering(cls, folder: Path, model: LoadedModel, *, frames: int = 0) -> Bench:
+        """Return a bench with a model that has answered so many frames."""
+        made = cls(folder)
+        made.live.replace(model)
+        made.camera.add_frames(frames)
+        made.run()
+        return made
+
     def join(self, camera: ScriptedCamera, spec: CapturePolicySpec) -> CaptureLoop:
         """Return the loop of one more camera of this device."""
         policy = CapturePolicy(spec, np.random.default_rng(0), self.novelty)
@@ -159,5 +175,7 @@ class Bench:
             pass
 
     def store(self, count: int) -> None:
-        for _ in range(count):
+        """Store what is queued, at least so many."""
+        before = self.keeper.queued
+        while before - self.keeper.queued < count:
             assert self.keeper.turn()

@@ -96,6 +96,7 @@ class ApiBench:
             host="127.0.0.1",
             port=0,
             address_file=self.folder / "api.json",
+            instance=options.instance,
             tls_cert=cert,
             tls_key=key,
         )

@@ -83,10 +83,10 @@ class Listener:
         self._client.loop_start()
         assert self._ready.wait(20)
 
-    def send(self, topic: str, payload: object) -> None:
+    def send(self, topic: str, payload: object, *, retain: bool = False) -> None:
         """Publish, as JSON unless it is bytes."""
         raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        self._client.publish(topic, raw, qos=1).wait_for_publish(10)
+        self._client.publish(topic, raw, qos=1, retain=retain).wait_for_publish(10)
 
     def document(self, topic: str) -> Any:
         """The newest message of a topic."""

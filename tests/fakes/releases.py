@@ -27,10 +27,9 @@ from curate.storage.local import LocalBlobStore
 from curate.storage.ports import BlobStore
 from edge_agent.models.inference import LiveModel
 from edge_agent.models.installer import UpdateLimits
-from edge_agent.models.loading import RunSettings
 from edge_agent.models.repository import SignedRepository
 from edge_agent.models.slots import FactoryModel, Slots
-from edge_agent.models.smoke import examine
+from edge_agent.models.smoke import RunSettings, examine
 from edge_agent.models.smoke_process import Smoke
 from edge_agent.models.trial_watch import TrialRules
 from edge_agent.models.updater import Updater
@@ -134,6 +133,7 @@ class Device:
         self._factory = FactoryModel(factory, manifest_sha256=None, variant="int8")
         self.monotonic_s = 1000.0
         self.now = self.clock = datetime.now(UTC)
+        self.is_metered = False
         self.restart()
 
     def restart(self) -> None:
@@ -155,6 +155,7 @@ class Device:
             settings_sink=self.settings.append,
             report=self.report,
             factory=self._factory,
+            is_metered=lambda: self.is_metered,
             running=self._running,
             smoke=self.smoke,
             monotonic=lambda: self.monotonic_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -23,18 +24,18 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from curate.errors import ConfigError
-from edge_agent.agent_client import AgentClient
+from edge_agent.agent_client import AgentClient, AgentNotRunningError
 from edge_agent.config.agent import load_config
 from edge_agent.config.interfaces import MqttConfig
 from edge_agent.interfaces.inference_grpc import GrpcAddress, InferenceGrpcServer
 from edge_agent.interfaces.mqtt import MqttBridge
 from edge_agent.interfaces.tokens import TokenGuard
-from edge_agent.models.inference import LoadedModel, load_model
+from edge_agent.models.inference import LoadedModel
 from tests.conftest import _missing
 from tests.fakes.agent_bench import Bench
 from tests.fakes.api_bench import OPTIONS, ApiBench
 from tests.fakes.mqtt_broker import MOSQUITTO, Broker, Listener, listening, wait_until
-from tests.fakes.tiny_model import CLASSES, tiny_manifest, tiny_model_bytes
+from tests.fakes.tiny_model import CLASSES
 from tests.integration.test_agent_service import SIZE, FrameWriter, World
 from tests.unit.test_agent_config import MINIMAL, write
 
@@ -42,20 +43,9 @@ TOKEN = "0123456789abcdef-token"
 SHAPE = (1, 32, 32, 3)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = tmp_path_factory.mktemp("model") / "m.onnx"
-    path.write_bytes(tiny_model_bytes())
-    return load_model(path, tiny_manifest(release_id="r-1"))
-
-
 @pytest.fixture
-def api(tmp_path: Path, model: LoadedModel) -> ApiBench:
-    bench = Bench(tmp_path)
-    bench.live.replace(model)
-    bench.camera.add_frames(3)
-    bench.run()
-    return ApiBench(bench, tmp_path)
+def api(tmp_path: Path, classifier: LoadedModel) -> ApiBench:
+    return ApiBench(Bench.answering(tmp_path, classifier, frames=3), tmp_path)
 
 
 def frames(brightness: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -134,7 +124,7 @@ def test_the_grpc_client_works_unchanged(api: ApiBench) -> None:
         ask(tritonclient.grpc, client)
 
 
-def test_the_grpc_door(api: ApiBench, model: LoadedModel) -> None:
+def test_the_grpc_door(api: ApiBench, classifier: LoadedModel) -> None:
     """With a guard, every call needs a token; without a model, calls are answered UNAVAILABLE."""
     with (
         grpc_server(api, TokenGuard([TOKEN])) as server,
@@ -210,6 +200,24 @@ def test_the_command_line_finds_in(api: ApiBench, certificate: tuple[Path, Path]
     config = load_config(write(tmp_path, MINIMAL | {"state_dir": ".", "api": settings}))
     with api.serve(replace(OPTIONS, guard=TokenGuard([TOKEN])), tls=certificate):
         assert AgentClient(config).get("/v1/switches") == {"capture_allowed": True, "metered": False}
+
+
+def test_something_else_on_the_port_is_said_in_words(tmp_path: Path) -> None:
+    """An address file that outlived its agent may lead to a program that speaks no HTTP."""
+    config = load_config(write(tmp_path, MINIMAL | {"state_dir": "."}))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "api.json").write_text(json.dumps({"url": f"http://127.0.0.1:{server.getsockname()[1]}"}))
+
+        def greet() -> None:
+            with server.accept()[0] as caller:
+                caller.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                caller.recv(4096)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(AgentNotRunningError, match="does not answer"):
+            AgentClient(config).get("/v1/status")
+        thread.join(10)
 
 
 def test_grpc_over_tls(api: ApiBench, certificate: tuple[Path, Path]) -> None:
@@ -326,6 +334,19 @@ def test_verdicts_come_in_and_are_answered(api: ApiBench, broker: Broker) -> Non
             assert refused["accepted"] is False
             assert refused["error"]
         assert len(api.bench.spool.feedback) == 1
+
+
+def test_a_retained_press_is_none(api: ApiBench, broker: Broker) -> None:
+    """A press that the broker keeps comes again with each subscription, long after its frame: it dismisses nothing."""
+    dismiss, feedback, reply = (f"gleaner/cam-1/{end}" for end in ("front/dismiss", "feedback", "feedback/reply"))
+    with listening(broker.port) as listener:
+        listener.send(dismiss, b"dismiss", retain=True)
+        with bridging(api, broker.port) as bridge:
+            wait_until(lambda: heard(listener, "gleaner/cam-1/front/prediction"), "a prediction")
+            bridge._client.subscribe(dismiss, 1)
+            listener.send(feedback, {"prediction_id": "boot-2", "verdict": "confirmed"})
+            wait_until(lambda: heard(listener, reply), "a reply")
+    assert [stored.prediction_id for stored in api.bench.spool.feedback] == ["boot-2"]
 
 
 def test_a_verdict_waits_for_the_disk(api: ApiBench, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:

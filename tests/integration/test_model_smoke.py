@@ -12,8 +12,8 @@ import pytest
 
 from curate.contracts.release import ReleaseManifest
 from curate.release.manifest import build_manifest
-from edge_agent.models.machine import available_memory_bytes, describe_processor, resident_bytes, virtual_bytes
-from edge_agent.models.smoke import SmokeRequest
+from edge_agent.machine import available_memory_bytes, describe_processor, resident_bytes, virtual_bytes
+from edge_agent.models.smoke import RunSettings, SmokeRequest
 from edge_agent.models.smoke_process import run_smoke
 from tests.fakes.releases import NOW, SIZE, draft, golden_bytes, release_files
 from tests.fakes.treacherous_models import treacherous_model
@@ -21,13 +21,17 @@ from tests.fakes.treacherous_models import treacherous_model
 MIB = 1024 * 1024
 
 
-def _request(folder: Path, model: bytes, golden: bytes | None = None, **changes: object) -> SmokeRequest:
+def _request(folder: Path, model: bytes, golden: bytes | None = None, **settings: object) -> SmokeRequest:
     files = {"int8": model, "golden": golden or golden_bytes()}
     (folder / "model.onnx").write_bytes(files["int8"])
     (folder / "golden.npz").write_bytes(files["golden"])
     manifest: ReleaseManifest = build_manifest(draft("r-1"), files, number=1, created_at=NOW)
-    base = {"manifest": manifest, "model": folder / "model.onnx", "golden": folder / "golden.npz", "timeout_s": 60.0}
-    return SmokeRequest.model_validate({**base, **changes})
+    return SmokeRequest(
+        manifest=manifest,
+        model=folder / "model.onnx",
+        golden=folder / "golden.npz",
+        settings=RunSettings.model_validate({"smoke_timeout_s": 60.0, **settings}),
+    )
 
 
 def test_a_good_model_passes_and_shows_what_it_takes(tmp_path: Path) -> None:
@@ -55,7 +59,7 @@ def test_a_model_that_does_not_end_is_ended(tmp_path: Path) -> None:
     model = treacherous_model(SIZE, "hang").SerializeToString()
     images = bright_golden()
     started_s = time.monotonic()
-    result = run_smoke(_request(tmp_path, model, images, timeout_s=4.0))
+    result = run_smoke(_request(tmp_path, model, images, smoke_timeout_s=4.0))
     assert (result.ok, result.may_pass) == (False, True)
     assert "longer than 4 s" in str(result.reason) or "SIGALRM" in str(result.reason) or "SIGXCPU" in str(result.reason)
     assert time.monotonic() - started_s < 30
@@ -93,7 +97,7 @@ def bright_golden() -> bytes:
 )
 def test_whatever_the_process_does_is_a_refusal(tmp_path: Path, program: str, reason: str, may_pass: bool) -> None:
     """A crash, a hang, a flood or garbage is a result with a reason, in time, and leaves no process behind."""
-    request = _request(tmp_path, release_files()["int8"], timeout_s=3.0)
+    request = _request(tmp_path, release_files()["int8"], smoke_timeout_s=3.0)
     result = run_smoke(request, command=(sys.executable, "-c", program))
     assert (result.ok, result.may_pass) == (False, may_pass)
     assert reason in str(result.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -23,9 +24,9 @@ from curate.release.keys import create_keys
 from edge_agent.models.inference import LiveModel
 from edge_agent.models.installer import UpdateLimits
 from edge_agent.models.live_seat import LiveSeat
-from edge_agent.models.loading import ModelLoader, RunSettings
+from edge_agent.models.loading import ModelLoader
 from edge_agent.models.slots import FactoryModel
-from edge_agent.models.smoke import examine
+from edge_agent.models.smoke import RunSettings, examine
 from edge_agent.models.trial_watch import TrialRules
 from edge_agent.models.updater_state import load_state
 from tests.fakes.releases import DEVICE, NO_TRIAL, SIZE, Device, Publisher, write_factory_model
@@ -83,6 +84,50 @@ def test_a_slow_release_is_rolled_back_and_not_tried_again(tmp_path: Path, publi
     publisher.assign("r-2", policy="again")
     device.turn()
     assert device.release_id == "r-2"
+
+
+def test_an_incumbent_that_cannot_be_measured_saves_no_slow_release(
+    tmp_path: Path, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the old model fails on the frame it is measured with, what it took before stands, and the trial ends."""
+    device = _on_trial(tmp_path, publisher, treason="slow")
+    incumbent = device.updater._seat._trial.incumbent.model  # type: ignore[union-attr]
+
+    def fail(_: object) -> object:
+        raise SelfCheckError("failed on a frame")
+
+    with real_clock(device), monkeypatch.context() as patched:
+        patched.setattr(incumbent, "infer", fail)
+        device.answer_frames(25, value=255)
+        event = device.turn()
+    assert event is not None
+    assert event.outcome == "rolled_back"
+    assert device.release_id == "r-1"
+
+
+def test_what_goes_wrong_between_two_turns_ends_no_updates(
+    tmp_path: Path, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a release on trial cannot be judged for a while, for whatever reason, it is counted and judged later."""
+    device = _on_trial(tmp_path, publisher)
+    judge, failures = device.updater._seat.judge, itertools.count(1)
+
+    def judge_later() -> object:
+        if next(failures) <= 10:
+            raise RuntimeError("unforeseen")
+        return judge()
+
+    monkeypatch.setattr(device.updater._seat, "judge", judge_later)
+    device.answer_frames(60)
+    stop = threading.Event()
+    thread = threading.Thread(target=device.updater.run, args=(stop,))
+    thread.start()
+    try:
+        _wait_until(lambda: device.outcomes == ["committed", "committed"])
+    finally:
+        stop.set()
+        thread.join(20)
+    assert device.errors["RuntimeError"] == 10
 
 
 @contextmanager

@@ -13,29 +13,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from curate.answers.classification import CLASSIFICATION
 from edge_agent.capture.feedback_intake import FeedbackIntake, FeedbackRequest
-from edge_agent.capture.feedback_limits import FeedbackLimits, FeedbackLimitsSpec
+from edge_agent.capture.feedback_limits import FeedbackLimits
+from edge_agent.config.sections import FeedbackConfig
 from edge_agent.interfaces.pictures import MAX_VIEWERS
-from edge_agent.models.inference import LoadedModel, load_model
+from edge_agent.models.inference import LoadedModel
 from edge_agent.spool.index import CapturePlace
 from tests.fakes.agent_bench import Bench
 from tests.fakes.api_bench import ApiBench
-from tests.fakes.tiny_model import CLASSES, tiny_manifest, tiny_model_bytes
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = tmp_path_factory.mktemp("model") / "m.onnx"
-    path.write_bytes(tiny_model_bytes())
-    return load_model(path, tiny_manifest(release_id="r-1"))
+from tests.fakes.tiny_model import CLASSES
 
 
 @pytest.fixture
-def bench(tmp_path: Path, model: LoadedModel) -> Bench:
-    made = Bench(tmp_path)
-    made.live.replace(model)
-    made.camera.add_frames(5)
-    made.run()
-    return made
+def bench(tmp_path: Path, classifier: LoadedModel) -> Bench:
+    return Bench.answering(tmp_path, classifier, frames=5)
 
 
 @pytest.fixture
@@ -268,7 +258,7 @@ def test_metrics_are_what_prometheus_reads(client: httpx.Client, api: ApiBench) 
 
 def test_a_flood_is_told_to_wait(api: ApiBench, bench: Bench) -> None:
     """Verdicts beyond the limits are 429 with the seconds to wait, and are not stored."""
-    limits = FeedbackLimits(FeedbackLimitsSpec(user_per_minute=6.0, user_burst=2), lambda: 0.0)
+    limits = FeedbackLimits(FeedbackConfig(user_per_minute=6.0, user_burst=2), lambda: 0.0)
     intake = FeedbackIntake(bench.spool, bench.keeper, bench.ring, bench.predictions, limits=limits)
     api.view = replace(api.view, intake=intake)
     with api.serve() as client:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.contracts.device_settings import BandwidthSpec, MeteredPolicy, TimeWindow
-from edge_agent.sync.bandwidth import METERED, WINDOW, Passage, TokenBucket, decide_passage
+from edge_agent.sync.bandwidth import METERED, WINDOW, Passage, allows, decide_passage, fill
+from edge_agent.token_bucket import TokenBucket
 
 NOON = datetime(2026, 11, 2, 12, 0, tzinfo=UTC)
 NIGHT = (TimeWindow(start="22:00", end="06:00"),)
@@ -22,8 +23,8 @@ def test_no_hour_carries_more_than_its_allowance_a_burst_and_one_object(steps: l
     sent: list[tuple[float, int]] = []
     for pause_s, size_bytes in steps:
         now_s += pause_s
-        bucket = bucket.filled(SPEC, now_s)
-        if bucket.allows(SPEC, size_bytes):
+        bucket = fill(bucket, SPEC, now_s)
+        if allows(bucket, SPEC, size_bytes):
             bucket = bucket.charged(size_bytes)
             sent.append((now_s, size_bytes))
     for first, (start_s, _) in enumerate(sent):
@@ -34,27 +35,27 @@ def test_no_hour_carries_more_than_its_allowance_a_burst_and_one_object(steps: l
 
 def test_a_restart_grants_nothing() -> None:
     """A process that dies again and again starts empty each time, and gains only with time."""
-    fresh = TokenBucket(1000.0).filled(SPEC, 1000.0)
-    assert not fresh.allows(SPEC, 1)
-    assert fresh.filled(SPEC, 1010.0).allows(SPEC, KIB)
-    assert not fresh.filled(SPEC, 1010.0).allows(SPEC, KIB + 1)
+    fresh = fill(TokenBucket(1000.0), SPEC, 1000.0)
+    assert not allows(fresh, SPEC, 1)
+    assert allows(fill(fresh, SPEC, 1010.0), SPEC, KIB)
+    assert not allows(fill(fresh, SPEC, 1010.0), SPEC, KIB + 1)
 
 
 def test_an_object_larger_than_a_burst_goes_when_the_bucket_is_full_and_is_paid_afterwards() -> None:
     """Nothing is too large for ever; what follows waits until the debt is paid."""
-    full = TokenBucket(0.0).filled(SPEC, 10_000.0)
-    assert full.allows(SPEC, 300 * KIB)
+    full = fill(TokenBucket(0.0), SPEC, 10_000.0)
+    assert allows(full, SPEC, 300 * KIB)
     owing = full.charged(300 * KIB)
-    assert not owing.filled(SPEC, 10_000.0 + 1999.0).allows(SPEC, 1)
-    assert owing.filled(SPEC, 10_000.0 + 2001.0).allows(SPEC, 1)
+    assert not allows(fill(owing, SPEC, 10_000.0 + 1999.0), SPEC, 1)
+    assert allows(fill(owing, SPEC, 10_000.0 + 2001.0), SPEC, 1)
 
 
 def test_without_a_limit_everything_goes() -> None:
     """No limit, no waiting, from the first moment and after any amount."""
     spec = BandwidthSpec()
     bucket = TokenBucket(0.0).charged(10**12)
-    assert bucket.allows(spec, 10**9)
-    assert bucket.filled(spec, 0.0).allows(SPEC, KIB)
+    assert allows(bucket, spec, 10**9)
+    assert allows(fill(bucket, spec, 0.0), SPEC, KIB)
 
 
 @pytest.mark.parametrize(

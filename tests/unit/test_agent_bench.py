@@ -74,7 +74,7 @@ def test_processes_are_compared_by_medians() -> None:
 def test_the_spool_is_judged_by_its_share_of_the_disk() -> None:
     """A fast disk is no merit and a slow one no fault; opening a big spool has no bar."""
     room, full = PutRate(40_000, 9.0, 10.0, 0.9), PutRate(40_000, 700.0, 1000.0, 0.7)
-    section = summarise_spool(room, full, RecoveryTime(50_000, 3.0, 1.0, 0.9))
+    section = summarise_spool({"room": room, "full": full}, RecoveryTime(50_000, 3.0, 1.0, 0.9))
     assert [figure.outcome for figure in section.figures] == [Outcome.KEPT, Outcome.MISSED, Outcome.NO_BAR]
 
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_agent.cameras.base import (
-    FollowedFolder,
+    CameraState,
     Frame,
-    LoopedFolder,
     Skipped,
     SkipReason,
     UndecodableError,
     decode_image,
     encode_jpeg,
 )
+from edge_agent.cameras.folder import FollowedFolder, LoopedFolder
 from edge_agent.config.cameras import FolderCameraConfig
 
 MAX_PIXELS = 10_000
@@ -194,6 +194,15 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert image.dtype == np.uint8
 
 
+def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+    """A 16-bit PNG, as thermal cameras write them, is scaled to eight bits: black, middle and white stay what they
+    are."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16)).save(buffer, "PNG")
+    image = decode_image(buffer.getvalue(), max_pixels=MAX_PIXELS)
+    assert image[0].tolist() == [[0] * 3, [1] * 3, [127] * 3, [255] * 3]
+
+
 def test_a_writer_that_starts_anew_is_followed(tmp_path: Path) -> None:
     """When the indices begin again at a lower number, the newest of them is next."""
     camera = FollowedFolder(config(tmp_path))
@@ -213,6 +222,27 @@ def test_a_missing_folder_is_waited_for(tmp_path: Path) -> None:
     folder.mkdir()
     write(folder, 0)
     assert drain(camera) == ([0], {})
+
+
+def test_an_index_is_given_once(tmp_path: Path) -> None:
+    """Two files of one index, as a writer that changes its format leaves them, are one frame."""
+    camera = FollowedFolder(config(tmp_path))
+    write(tmp_path, 1)
+    assert drain(camera) == ([1], {})
+    for index in (2, 3):
+        path = write(tmp_path, index)
+        path.with_name(f"{index}.PNG").write_bytes(path.read_bytes())
+    assert drain(camera) == ([2, 3], {})
+
+
+def test_a_folder_that_cannot_be_read_is_lost_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder that the system refuses gives no frames and no error, whether it is followed or looped."""
+    refused = tmp_path / ("x" * 300)
+    for camera in (FollowedFolder(config(refused)), LoopedFolder(config(refused, follow=False))):
+        caplog.clear()
+        assert [camera.poll(), camera.poll()] == [None, None]
+        assert camera.state is CameraState.LOST
+        assert [record.message for record in caplog.records] == ["camera folder cannot be read"]
 
 
 def test_a_loop_plays_pictures_at_their_rate(tmp_path: Path) -> None:

@@ -171,10 +171,12 @@ def test_a_queued_frame_is_dropped_when_the_switch_goes_off(tmp_path: Path) -> N
     """Between the choice and the disk privacy is asked once more; a redactor that fails drops the frame, too."""
     guard = Guard()
     bench = bench_of(tmp_path, KEEP_ALL, privacy=guard)
-    bench.camera.add_frames(2)
+    bench.camera.add_frames(1)
     bench.run()
     guard.broken = True
     bench.store(1)
+    bench.camera.add_frames(1)
+    bench.run()
     guard.from_ = NOW + timedelta(hours=1)
     bench.store(1)
     assert bench.ledger.snapshot().dropped == {"privacy": 2}

@@ -31,18 +31,9 @@ from tests.fakes.power_cut import power_cut_before
 from tests.fakes.tiny_model import tiny_manifest, tiny_model_bytes
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = tmp_path_factory.mktemp("model") / "m.onnx"
-    path.write_bytes(tiny_model_bytes())
-    return load_model(path, tiny_manifest(release_id="r-1"))
-
-
 @pytest.fixture
-def bench(tmp_path: Path, model: LoadedModel) -> Bench:
-    made = Bench(tmp_path)
-    made.live.replace(model)
-    return made
+def bench(tmp_path: Path, classifier: LoadedModel) -> Bench:
+    return Bench.answering(tmp_path, classifier)
 
 
 def test_every_frame_is_counted_once(bench: Bench) -> None:
@@ -79,10 +70,10 @@ def test_an_answer_that_is_no_distribution_skips_the_frame(tmp_path: Path) -> No
     assert not bench.spool.captures
 
 
-def test_a_capture_says_everything(tmp_path: Path, model: LoadedModel) -> None:
+def test_a_capture_says_everything(tmp_path: Path, classifier: LoadedModel) -> None:
     """The record names frame, prediction, all arms and probability; the image is what its reference says."""
     bench = Bench(tmp_path, KEEP_ALL)
-    bench.live.replace(model)
+    bench.live.replace(classifier)
     bench.camera.add_frames(1)
     bench.run()
     bench.store(1)
@@ -100,10 +91,10 @@ def test_a_capture_says_everything(tmp_path: Path, model: LoadedModel) -> None:
     assert CaptureRecord.from_bytes(record.to_bytes()) == record
 
 
-def test_a_full_queue_drops_and_counts(tmp_path: Path, model: LoadedModel) -> None:
+def test_a_full_queue_drops_and_counts(tmp_path: Path, classifier: LoadedModel) -> None:
     """When the disk does not keep up, the loop does not wait: the frame is inferred, selected and dropped."""
     bench = Bench(tmp_path, KEEP_ALL, max_queued=2)
-    bench.live.replace(model)
+    bench.live.replace(classifier)
     bench.camera.add_frames(5)
     bench.run()
     counters = bench.ledger.snapshot()
@@ -238,10 +229,10 @@ def test_feedback_travels_without_its_frame(bench: Bench) -> None:
 
 
 @pytest.fixture
-def queued(tmp_path: Path, model: LoadedModel) -> Bench:
+def queued(tmp_path: Path, classifier: LoadedModel) -> Bench:
     """A bench whose keeper has one frame in its queue."""
     bench = Bench(tmp_path, KEEP_ALL)
-    bench.live.replace(model)
+    bench.live.replace(classifier)
     bench.camera.add_frames(1)
     bench.run()
     return bench
@@ -274,10 +265,10 @@ def test_a_verdict_does_not_wait_for_ever(queued: Bench) -> None:
     assert hasty.receive("boot-1", dismiss(feedback_id="f-1")).frame_available
 
 
-def test_a_frame_the_queue_had_no_room_for_is_told_at_once(tmp_path: Path, model: LoadedModel) -> None:
+def test_a_frame_the_queue_had_no_room_for_is_told_at_once(tmp_path: Path, classifier: LoadedModel) -> None:
     """A frame dropped as backlog is gone: the verdict travels alone and does not wait."""
     bench = Bench(tmp_path, KEEP_ALL, max_queued=1)
-    bench.live.replace(model)
+    bench.live.replace(classifier)
     bench.camera.add_frames(2)
     bench.run()
     assert not bench.intake.receive("boot-2", dismiss()).frame_available
@@ -297,7 +288,7 @@ def test_the_capture_loop_never_waits_for_a_verdict(queued: Bench) -> None:
 
 @pytest.mark.parametrize("spec", [KEEP_ALL, KEEP_NONE])
 def test_a_power_cut_leaves_no_verdict_without_its_frame(
-    tmp_path: Path, model: LoadedModel, spec: CapturePolicySpec
+    tmp_path: Path, classifier: LoadedModel, spec: CapturePolicySpec
 ) -> None:
     """Whichever system call of a dismissal is the last, the disk holds no verdict that promises a missing frame, and
     the client's next try with the same id ends in one verdict."""
@@ -305,7 +296,7 @@ def test_a_power_cut_leaves_no_verdict_without_its_frame(
         folder = tmp_path / str(system_call)
         folder.mkdir()
         bench = Bench(folder, spec)
-        bench.live.replace(model)
+        bench.live.replace(classifier)
         bench.camera.add_frames(1)
         bench.run()
         spool = open_spool(folder, bench.ledger, "boot")
@@ -365,12 +356,12 @@ def test_feedback_that_is_not_durable_is_an_error_and_may_be_retried(bench: Benc
 @settings(max_examples=25, deadline=None)
 @given(max_bytes=st.integers(0, 40_000), count=st.integers(1, 40))
 def test_the_ring_stays_within_its_bytes(
-    tmp_path_factory: pytest.TempPathFactory, model: LoadedModel, max_bytes: int, count: int
+    tmp_path_factory: pytest.TempPathFactory, classifier: LoadedModel, max_bytes: int, count: int
 ) -> None:
     """The newest frames are held, never more bytes than allowed, and claiming gives them back."""
     bench = Bench(tmp_path_factory.mktemp("ring"), ring_bytes=max_bytes)
     ring = bench.ring
-    bench.live.replace(model)
+    bench.live.replace(classifier)
     bench.camera.add_frames(count)
     bench.run()
     assert ring.used_bytes <= max_bytes
@@ -379,10 +370,10 @@ def test_the_ring_stays_within_its_bytes(
     assert (ring.used_bytes, len(ring)) == (0, 0)
 
 
-def test_a_poller_misses_nothing(tmp_path: Path, model: LoadedModel) -> None:
+def test_a_poller_misses_nothing(tmp_path: Path, classifier: LoadedModel) -> None:
     """Following the cursor gives every prediction once and in order, also across the log's bound."""
     bench = Bench(tmp_path, max_predictions=10)
-    bench.live.replace(model)
+    bench.live.replace(classifier)
     seen: list[int] = []
     cursor = 0
     for _ in range(6):

@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import warnings
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,24 @@ def test_status_without_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.count("gleaner-agent run") == 2
 
 
+@pytest.mark.parametrize("answer", [(404, {"error": "no"}), (200, {"status": "ok", "proof": "0"}), (200, ["ok"])])
+def test_a_stranger_on_the_agent_s_port_is_told_no_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: tuple[int, object]
+) -> None:
+    """An address file that outlived its agent may name a port that another program has by now: it never gets the
+    token, whatever it answers."""
+    (tmp_path / "tokens").write_text("0123456789abcdef-token")
+    config = write_config(tmp_path, api={"token_file": "tokens"})
+    stranger = RunningAgent(tmp_path, defaultdict(lambda: answer))
+    try:
+        assert main(["status", "--config", config]) == 1
+    finally:
+        stranger.close()
+    assert "gleaner-agent run" in capsys.readouterr().err
+    assert stranger.requests
+    assert [request for request in stranger.requests if request[3] is not None] == []
+
+
 def test_a_second_agent_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], restored_logging: None) -> None:
     """Two agents on one state folder: the second says so and exits 1."""
     with exclusive_state(tmp_path / "state"):
@@ -139,7 +158,7 @@ class RunningAgent:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         (folder / "state").mkdir(exist_ok=True)
         url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        (folder / "state" / "api.json").write_text(json.dumps({"url": url}))
+        (folder / "state" / "api.json").write_text(json.dumps({"url": url, "instance": "0" * 32}))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 

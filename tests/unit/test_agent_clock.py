@@ -109,3 +109,14 @@ def test_bounds_widen_with_the_drift_of_a_quartz() -> None:
 def test_the_time_is_aware_utc() -> None:
     """`now` returns aware UTC, as every time of ours."""
     assert World(0.0).clock.now().utcoffset() == timedelta(0)
+
+
+def test_the_time_is_known_once_somebody_told_it() -> None:
+    """A time service, or one answer of the bucket, makes the time known; a clock that nobody keeps, or of which the
+    kernel tells nothing, is a guess."""
+    assert Clock(is_kept=lambda: True).is_known()
+    for told in (False, None):
+        clock = Clock(is_kept=lambda told=told: told)  # type: ignore[misc]
+        assert not clock.is_known()
+        clock.learn(datetime(2026, 11, 2, tzinfo=UTC), sent_s=clock.monotonic(), received_s=clock.monotonic())
+        assert clock.is_known()

@@ -133,7 +133,35 @@ def test_a_password_stays_out_of_file_and_log(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CAMERA_URL", "rtsp://admin:secret@10.0.0.7/main")
     assert (config.is_live, config.address) == (True, "rtsp://admin:secret@10.0.0.7/main")
     assert config.public_source == "env:CAMERA_URL"
-    assert video(tmp_path, "rtsp://admin:se@ret@10.0.0.7/a@b").public_source == "rtsp://10.0.0.7/a@b"
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("rtsp://admin:se@ret@10.0.0.7/main", "rtsp://10.0.0.7"),
+        ("rtsp://admin:secret@cam-7.local:554/main", "rtsp://cam-7.local:554"),
+        ("rtsp://admin:secret@[fe80::1]:554/main", "rtsp://[fe80::1]:554"),
+        ("rtsp://admin:sec/ret@10.0.0.7/main", "rtsp://***"),
+        ("rtsp://admin:12/secret@10.0.0.7/main", "rtsp://***"),
+        ("rtsp://admin:sec#ret@10.0.0.7/main", "rtsp://***"),
+        ("rtsp://admin:sec?ret@10.0.0.7/main", "rtsp://***"),
+        ("rtsp://admin:secret", "rtsp://***"),
+        ("rtsp://10.0.0.7/user=admin_password=secret_channel=1.sdp", "rtsp://10.0.0.7"),
+        ("rtsp://10.0.0.7/user=admin@password=secret", "rtsp://***"),
+        ("https://cam.local/video.mjpg?token=secret", "https://cam.local"),
+        ("http://cam.local?token=secret", "http://cam.local"),
+    ],
+)
+def test_no_part_of_an_address_that_may_be_secret_is_shown(tmp_path: Path, source: str, shown: str) -> None:
+    """Passwords with any character in them, and those in path or query, stay out of logs and messages."""
+    assert video(tmp_path, source).public_source == shown
+
+
+def test_a_mistyped_address_is_no_file_and_is_not_repeated(tmp_path: Path) -> None:
+    """An address of an unknown kind is refused in words without the password in it; from the environment, too."""
+    with pytest.raises(ConfigError, match="begins with rtsp") as caught:
+        video(tmp_path, "rtps://admin:secret@10.0.0.7/main")
+    assert "secret" not in str(caught.value)
 
 
 def commented_cameras() -> list[dict[str, Any]]:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from curate.contracts.feedback import FeedbackReason, Verdict
 from edge_agent.capture.feedback_intake import FeedbackIntake, FeedbackRequest, says_wrong
-from edge_agent.capture.feedback_limits import MAX_USERS, FeedbackLimits, FeedbackLimitsSpec, FeedbackRefusedError
-from edge_agent.models.inference import LoadedModel, load_model
+from edge_agent.capture.feedback_limits import MAX_USERS, FeedbackLimits, FeedbackRefusedError
+from edge_agent.config.sections import FeedbackConfig
+from edge_agent.models.inference import LoadedModel
 from tests.fakes.agent_bench import Bench
-from tests.fakes.tiny_model import tiny_manifest, tiny_model_bytes
 
-SPEC = FeedbackLimitsSpec(
+SPEC = FeedbackConfig(
     user_per_minute=60.0,
     user_burst=10,
     device_per_minute=600.0,
@@ -110,20 +110,9 @@ def test_what_says_wrong(verdict: Verdict, reason: FeedbackReason | None) -> Non
 # -- in the intake ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = tmp_path_factory.mktemp("model") / "m.onnx"
-    path.write_bytes(tiny_model_bytes())
-    return load_model(path, tiny_manifest(release_id="r-1"))
-
-
 @pytest.fixture
-def bench(tmp_path: Path, model: LoadedModel) -> Bench:
-    made = Bench(tmp_path)
-    made.live.replace(model)
-    made.camera.add_frames(60)
-    made.run()
-    return made
+def bench(tmp_path: Path, classifier: LoadedModel) -> Bench:
+    return Bench.answering(tmp_path, classifier, frames=60)
 
 
 def dismissal(**changes: object) -> FeedbackRequest:

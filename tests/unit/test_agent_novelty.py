@@ -70,6 +70,19 @@ def test_everything_kept_stays_near_a_centre(centres: int, count: int, seed: int
     assert max(sketch.distance(fold_embedding(point)) for point in points) <= 2.0 * sketch.radius + 1e-3
 
 
+@settings(deadline=None)
+@given(scale=st.floats(1e-6, 1e6), seed=st.integers(0, 99))
+def test_a_distance_knows_no_scale(scale: float, seed: int) -> None:
+    """An embedding that is longer or shorter is as far; one of no length is as far as one at a right angle."""
+    rng = np.random.default_rng(seed)
+    sketch = sketch_of(rng.normal(size=(6, 300)).astype(np.float32), 4)
+    folded = fold_embedding(rng.normal(size=300).astype(np.float32))
+    before = sketch.centres.copy()
+    assert sketch.distance(folded * np.float32(scale)) == pytest.approx(sketch.distance(folded), abs=1e-4)
+    assert sketch.distance(np.zeros(SKETCH_DIM, np.float32)) == pytest.approx(0.5**0.5)
+    assert np.array_equal(sketch.centres, before)
+
+
 def test_what_was_kept_is_no_longer_new(tmp_path: Path) -> None:
     """Before anything is kept everything is new; afterwards its like is near and other things stay far."""
     memory = NoveltyMemory(tmp_path / "n.json")

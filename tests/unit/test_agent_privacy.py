@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,6 +87,22 @@ def test_an_assignment_only_adds(tmp_path: Path) -> None:
     assert not guarded.may_keep(NOON.replace(hour=19))
 
 
+def test_without_the_time_no_window_is_open(tmp_path: Path) -> None:
+    """A camera that does not know the time keeps nothing where hours are set, by whomever, and says why; where none
+    are set it keeps all."""
+    known = [False]
+    own, both = live(PrivacySpec()), live(PrivacySpec(), PrivacySpec(windows=(MORNING,)))
+    free, bound = (
+        PrivacyGuard(settings, Switches(tmp_path / "switches.json"), is_time_known=lambda: known[0])
+        for settings in (own, both)
+    )
+    assert (free.may_keep(NOON), free.waits_for_time) == (True, False)
+    assert (bound.may_keep(NOON), bound.waits_for_time) == (False, True)
+    known[0] = True
+    assert (bound.may_keep(NOON), bound.waits_for_time) == (True, False)
+    assert not bound.may_keep(NOON.replace(hour=19))
+
+
 def test_the_switch_stops_everything(tmp_path: Path) -> None:
     """With the switch off nothing may be kept, at once and after a restart; an unreadable switch counts as off."""
     switches = Switches(tmp_path / "switches.json")
@@ -128,6 +145,15 @@ def test_no_pixel_inside_is_left(height: int, width: int, corners: list[tuple[fl
     inside = (sides > 1e-6).all(axis=0) | (sides < -1e-6).all(axis=0)
     assert mask.shape == (height, width)
     assert not (inside & ~mask).any()
+
+
+def test_a_line_that_crosses_itself_leaves_no_hole() -> None:
+    """A star drawn in one line is black all over, its middle too, which the line goes around twice."""
+    tips = [(0.5 + 0.4 * math.sin(0.8 * math.pi * n), 0.5 - 0.4 * math.cos(0.8 * math.pi * n)) for n in range(5)]
+    mask = rasterise([RedactionRegion(points=tuple(tips))], 200, 200)
+    assert mask[83:117, 83:117].all()
+    assert not mask[:15].any()
+    assert not mask[50:60, :40].any()
 
 
 def test_the_redactor_comes_after_the_regions(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from curate.contracts.capture import Arm, BatchRecord
+from curate.contracts.capture import Arm, BatchRecord, CaptureRecord
 from curate.contracts.telemetry import DeviceCounters
 from edge_agent.clock import Clock
-from edge_agent.durable import load_header, persist_bytes, seal, unseal
+from edge_agent.durable import load_header, persist_bytes, seal, sealed_bytes, unseal
 from edge_agent.errors import CorruptFileError, SpoolUnavailableError
 from edge_agent.ledger import Ledger
 from edge_agent.spool.files import SpoolFolder
@@ -762,3 +764,92 @@ def test_what_a_disk_takes_and_how_long_opening_lasts_is_measured(tmp_path: Path
     assert rate.share > 0.0
     recovery = measure_recovery(tmp_path / "open", 40)
     assert open_spool(tmp_path / "open" / "spool").held_captures == recovery.captures == 40
+
+
+_CUTS = st.lists(st.integers(1, 6), min_size=14, max_size=14)
+"""Sizes of groups; as many as there can be captures."""
+
+
+@settings(max_examples=20, deadline=None)
+@given(arms=st.lists(st.sampled_from(list(Arm)), min_size=1, max_size=14), cuts=_CUTS)
+def test_captures_that_come_together_fare_as_if_each_came_alone(arms: list[Arm], cuts: list[int]) -> None:
+    """Groups of any size keep, drop and give up what one at a time would, and count the same; a restart finds it.
+
+    A header is a few bytes longer when it names what leaves, so the limit lies far from what any number of them takes.
+    """
+    jpegs = [make_jpeg(number, 2000) for number in range(len(arms))]
+    drafts = [(make_capture(n, jpegs[n], (arm,)), jpegs[n]) for n, arm in enumerate(arms)]
+    limits = SpoolLimits(max_bytes=12_500, min_free_bytes=0)
+    with fast_folder() as name:
+        alone, together = (open_spool(Path(name) / place, limits=limits) for place in ("alone", "together"))
+        expected = [alone.put(*draft) for draft in drafts]
+        assert _put_in_groups(together, drafts, cuts) == expected
+        assert together.snapshot() == alone.snapshot()
+        held = [
+            sorted(path.name for path in (Path(name) / place / "captures").iterdir()) for place in ("alone", "together")
+        ]
+        assert held[0] == held[1]
+        together.persist()  # a refusal alone writes nothing
+        assert open_spool(Path(name) / "together", limits=limits, boot_id="boot2").snapshot() == alone.snapshot()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    captures=st.lists(st.tuples(st.sampled_from(list(Arm)), st.integers(200, 3000)), min_size=1, max_size=14),
+    cuts=_CUTS,
+)
+def test_groups_of_any_sizes_keep_to_the_limit_and_to_the_books(
+    captures: list[tuple[Arm, int]], cuts: list[int]
+) -> None:
+    """However large they are, what is held fits, every capture is counted once, and a restart finds the same."""
+    jpegs = [make_jpeg(number, size_bytes) for number, (_, size_bytes) in enumerate(captures)]
+    drafts = [(make_capture(n, jpegs[n], (arm,)), jpegs[n]) for n, (arm, _) in enumerate(captures)]
+    limits = SpoolLimits(max_bytes=12_000, min_free_bytes=0)
+    with fast_folder() as name:
+        spool = open_spool(Path(name), limits=limits)
+        kept = _put_in_groups(spool, drafts, cuts)
+        held = [path.stat().st_size for path in (Path(name) / "captures").iterdir()]
+        told = spool.snapshot()
+        assert sum(held) <= limits.max_bytes
+        assert (told.selected, told.spooled) == (len(captures), sum(kept))
+        assert sum(kept) - told.evicted == len(held) == spool.held_captures
+        spool.persist()  # a refusal alone writes nothing
+        assert open_spool(Path(name), limits=limits, boot_id="boot2").snapshot() == told
+
+
+def _put_in_groups(spool: Spool, drafts: list[tuple[CaptureRecord, bytes]], cuts: list[int]) -> list[bool]:
+    waiting, kept = list(drafts), []
+    for cut in cuts:
+        kept += spool.put_all(waiting[:cut])
+        del waiting[:cut]
+    return kept
+
+
+def test_captures_that_come_together_share_the_folders_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file has its own fsync, and all of them one of the folder: the last of all calls before anybody is told."""
+    spool = open_spool(tmp_path)
+    synced = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        synced.append(os.path.isdir(f"/proc/self/fd/{handle}"))  # noqa: PTH112 - a handle's link, followed
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    jpegs = [make_jpeg(number) for number in range(5)]
+    assert all(spool.put_all([(make_capture(n, jpeg), jpeg) for n, jpeg in enumerate(jpegs)]))
+    assert synced == [False] * 5 + [True]
+
+
+def test_a_picture_that_is_not_what_its_record_says_is_found_out(tmp_path: Path) -> None:
+    """The record's digest seals the file: of another picture it does not unseal, and the capture is set aside."""
+    spool = open_spool(tmp_path)
+    assert spool.put(make_capture(1, make_jpeg(1)), make_jpeg(2))
+    assert spool.load_capture(1) is None
+    assert (spool.quarantined, spool.snapshot().evicted_by) == (1, {"unreadable": 1})
+
+
+@given(header=st.binary(max_size=2000), payload_bytes=st.integers(0, 20_000))
+def test_the_size_of_a_sealed_file_is_known_before_it_is_made(header: bytes, payload_bytes: int) -> None:
+    """What the plan reckons with is what the file takes."""
+    assert sealed_bytes(header, payload_bytes) == len(seal(header, bytes(payload_bytes)))

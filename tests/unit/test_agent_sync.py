@@ -472,6 +472,29 @@ def test_one_refused_image_blocks_nothing_and_is_given_up_when_others_pass(
     assert "413" in (tmp_path / "spool" / "quarantine" / "000000000001.capture.reason").read_text()
 
 
+def test_what_left_the_spool_is_no_refusal_any_more(device: Device, store: FakeBlobStore) -> None:
+    """Refusals are forgotten with the batch they kept: when the same picture comes again, it is tried as often as any
+    other before it is given up."""
+    device.put(1, 2)
+    poison = paths.capture_key(DEVICE, make_capture(1, make_jpeg(1)).image.sha256)
+    store.refuse[poison] = BlobRefusedError("EntityTooLarge (413)")
+    device.turn()
+    device.turn(61.0)
+    before = store.keys("put").count(poison)
+    assert before == 2
+    device.spool.give_up_capture(1, "no room")
+    device.turn(61.0)
+    acknowledge(store, boot1=1)
+    device.turn(61.0)
+    assert device.spool.snapshot().pending == 0
+    assert device.spool.put(make_capture(3, make_jpeg(1)), make_jpeg(1))
+    device.put(4)
+    for _ in range(2):
+        device.turn(61.0)
+    assert store.keys("put").count(poison) == before + 2
+    assert device.spool.snapshot().evicted == 1
+
+
 def test_a_bucket_that_refuses_everything_alike_costs_nothing(device: Device, store: FakeBlobStore) -> None:
     """A broken proxy that answers 400 to every put is no reason to give up a capture, however long it lasts."""
     device.put(1, 2)

@@ -116,6 +116,9 @@ class StillCamera:
     def close(self) -> None:
         """Hold nothing."""
 
+    def join(self, timeout_s: float) -> None:
+        """Nothing goes on."""
+
 
 def test_a_camera_that_nobody_polls_is_noticed() -> None:
     """The time since the last poll grows until somebody polls again, frames or not."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from curate.contracts.release import ReleaseManifest
-from curate.errors import SelfCheckError
+from curate.errors import AgentError, SelfCheckError
 from curate.release.manifest import build_manifest
 from edge_agent.errors import CorruptFileError
 from edge_agent.models.inference import load_model
 from edge_agent.models.self_check import load_golden, verify_model
 from edge_agent.models.slots import SlotContent, SlotName, Slots
 from edge_agent.models.updater_state import UpdaterState, load_state, persist_state
+from tests.fakes.disk_faults import faulty_disk
 from tests.fakes.releases import SPEC, answer, draft, golden_bytes, release_files
 from tests.fakes.tiny_model import tiny_manifest
 
@@ -25,7 +27,8 @@ def _manifest(release_id: str = "r-1") -> ReleaseManifest:
 
 
 def _fill(slots: Slots) -> SlotName:
-    name = slots.open_idle()
+    name = slots.idle()
+    slots.open(name)
     files = release_files()
     slots.model_path(name).write_bytes(files["int8"])
     slots.golden_path(name).write_bytes(files["golden"])
@@ -58,7 +61,7 @@ def test_opening_a_slot_breaks_its_seal_first(tmp_path: Path) -> None:
     """Once a slot is opened for writing, its old content is gone for good, also when nothing follows."""
     slots = Slots(tmp_path)
     name = _closed(slots).name
-    assert slots.open_idle() == name
+    slots.open(name)
     with pytest.raises(CorruptFileError):
         slots.load(name)
 
@@ -98,6 +101,24 @@ def test_an_unreadable_pointer_or_state_is_a_new_start(tmp_path: Path) -> None:
     assert load_state(tmp_path / "state").desired_sha256 == "0" * 64
     (tmp_path / "state").write_bytes((tmp_path / "state").read_bytes()[:-2])
     assert load_state(tmp_path / "state") == UpdaterState()
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "golden.npz", "seal"])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path: Path, file: str) -> None:
+    """A disk that refuses to read a slot, its pointer or the updater's state is a passing error, never a new start."""
+    slots = Slots(tmp_path)
+    name = _closed(slots).name
+    slots.commit(name)
+    persist_state(tmp_path / "state", UpdaterState(desired_sha256="0" * 64))
+    with faulty_disk(slots.folder(name) / file, errno.EIO, 0), pytest.raises(AgentError, match="now") as slot:
+        slots.load(name)
+    with faulty_disk(tmp_path / "committed", errno.EIO, 0), pytest.raises(AgentError, match="now") as pointer:
+        slots.committed()
+    with faulty_disk(tmp_path / "state", errno.EIO, 0), pytest.raises(AgentError, match="now") as state:
+        load_state(tmp_path / "state")
+    for caught in (slot, pointer, state):
+        assert caught.value.retryable
+        assert not isinstance(caught.value, CorruptFileError)
 
 
 def _check(folder: Path, golden: bytes, *, max_latency_s: float = 5.0, bias: float = 0.0) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.answers.base import BadOutputError, pack_embedding, verify_embedding
+from curate.answers.base import BadOutputError, pack_embedding, unit, verify_embedding
 from curate.answers.classification import CLASSIFICATION, FLICKER, evaluate_scores
 from curate.contracts.prediction import ClassificationPrediction
 from curate.contracts.release import ModelSpec
@@ -65,7 +65,18 @@ def test_embeddings_must_be_finite_and_survive_float16() -> None:
         with pytest.raises(BadOutputError):
             verify_embedding(bad)
     verify_embedding(array(1e9, -2.0))
+    verify_embedding(array(3e38, 3e38, -3e38))
+    with pytest.raises(BadOutputError):
+        verify_embedding(array(float("inf"), float("-inf")))
     assert np.frombuffer(pack_embedding(array(1e9, -2.0)), "<f2").tolist() == [65504.0, -2.0]
+
+
+@given(st.floats(-1.0, 2.0))
+def test_scores_have_six_decimals(value: float) -> None:
+    """A score is the nearest millionth of what lies in [0, 1]; what lies outside is cut."""
+    cut = min(1.0, max(0.0, value))
+    assert unit(value) == pytest.approx(cut, abs=0.501e-6)
+    assert unit(value) == round(unit(value), 6)
 
 
 SPEC = ModelSpec(kind="classification", class_names=["cat", "dog", "owl"], height=8, width=8, embedding_dim=2)
@@ -149,3 +160,23 @@ def test_answers_agree_while_people_see_the_same() -> None:
     assert not sure.agrees_with(barely)
     assert not sure.agrees_with(other)
     assert sure.without_embeddings().agrees_with(sure)
+
+
+def test_the_named_score_is_at_hand_whichever_it_is() -> None:
+    """A policy that goes by any score finds it, as all scores have it; the entropy is left out unless it is named."""
+    answer = CLASSIFICATION.reader(SPEC).read(outputs(0.2, 0.5, 0.3), 8, 8)
+    assert set(answer.scores) == CLASSIFICATION.score_names
+    assert all(answer.scores_with(name)[name] == answer.scores[name] for name in answer.scores)
+    assert "entropy" not in answer.scores_with("margin")
+
+
+@given(st.lists(st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3).filter(lambda p: sum(p) > 0.01), max_size=5))
+def test_flicker_follows_the_total_variation(stream: list[list[float]]) -> None:
+    """It is the weighted mean of sum(abs(p - q)) / 2 over successive answers."""
+    reader, expected, last = CLASSIFICATION.reader(SPEC), 0.0, None
+    for values in stream:
+        now = np.array(values) / sum(values)
+        if last is not None:
+            expected += 0.25 * (0.5 * np.abs(now - last).sum() - expected)
+        last = now
+        assert reader.read(outputs(*now), 8, 8).scores[FLICKER] == pytest.approx(expected, abs=2e-6)

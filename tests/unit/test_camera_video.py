@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,8 @@ import pytest
 from curate.errors import AgentError, ConfigError
 from edge_agent.cameras.base import CameraState, Frame, Skipped, SkipReason, decode_image
 from edge_agent.cameras.live import INDEX_GAP_AFTER_LOSS, LiveVideo, RateLimit
-from edge_agent.cameras.registry import describe_camera, open_camera
-from edge_agent.cameras.video import open_address
+from edge_agent.cameras.registry import close_cameras, describe_camera, open_camera
+from edge_agent.cameras.video import Shot, VideoStream, develop, open_address
 from edge_agent.cameras.video_file import VideoFile
 from edge_agent.config.cameras import FolderCameraConfig, UsbCameraConfig, VideoCameraConfig
 
@@ -129,6 +130,26 @@ def test_another_rate_may_be_set(clip: Path) -> None:
     clock = Clock()
     assert len(play(VideoFile(config(clip, fps=5.0), monotonic=clock), clock, 1.0)) == 5
     assert len(play(VideoFile(config(clip, fps=20.0), monotonic=clock), clock, 0.5)) == 10
+
+
+def test_a_device_too_slow_for_the_file_still_sees_it(clip: Path) -> None:
+    """When decoding cannot keep pace, however many frames are due, some are given between those passed over."""
+    clock = Clock()
+    camera = VideoFile(config(clip, loop=True, fps=240.0, max_lag_frames=1), monotonic=clock)
+    events = []
+    for _ in range(21):
+        events.append(camera.poll())
+        clock.now_s += 1.0  # one poll's decoding takes longer than what it passes over plays
+    frames = [event for event in events if isinstance(event, Frame)]
+    skipped = sum(event.count for event in events if isinstance(event, Skipped))
+    assert len(frames) >= 10
+    assert frames[-1].index + 1 == len(frames) + skipped
+
+
+def test_a_frame_that_no_jpeg_can_hold_is_counted() -> None:
+    """A picture wider than JPEG knows is undecodable: no frame goes on without its encoding."""
+    shot = Shot(0, np.zeros((2, 70_000, 3), np.uint8), datetime(2026, 1, 1, tzinfo=UTC), 0.0)
+    assert develop(config("http://127.0.0.1/"), shot) == Skipped(SkipReason.UNDECODABLE, 1)
 
 
 def test_frames_above_the_limit_are_refused(clip: Path) -> None:
@@ -318,7 +339,46 @@ def test_a_live_stream_is_followed_through_a_loss(caplog: pytest.LogCaptureFixtu
     assert before[0].image.shape == (HEIGHT, WIDTH, 3)
     told = [record for record in caplog.records if "stream" in record.message]
     assert [record.message for record in told] == ["the video stream is lost", "the video stream is back"]
-    assert {record.__dict__["source"] for record in told} == {f"http://127.0.0.1:{port}/video.mjpg"}
+    assert {record.__dict__["source"] for record in told} == {f"http://127.0.0.1:{port}"}
+
+
+class HalfDeafStream(VideoStream):
+    """A stream of which every other frame cannot be decoded."""
+
+    def __init__(self, *, count: int) -> None:
+        self.left = count
+
+    def grab(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+    def retrieve(self) -> np.ndarray | None:
+        return None if self.left % 2 else picture(1)
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+def test_what_a_stream_cannot_decode_is_counted() -> None:
+    """Every frame that a live stream had is given, or counted with its reason."""
+    streams = [HalfDeafStream(count=20)]
+    camera = LiveVideo(
+        config("http://127.0.0.1/", max_queued_frames=100),
+        lambda: streams.pop() if streams else HalfDeafStream(count=0),
+    )
+    seen = {"frames": 0, SkipReason.UNDECODABLE.value: 0}
+
+    def are_all_seen() -> bool:
+        event = camera.poll()
+        if event is not None:
+            seen["frames" if isinstance(event, Frame) else event.reason.value] += getattr(event, "count", 1)
+        return sum(seen.values()) == 20
+
+    try:
+        wait_for(are_all_seen, "every frame is accounted for")
+    finally:
+        camera.close()
+    assert seen == {"frames": 10, "undecodable": 10}
 
 
 def test_a_camera_that_is_not_there_yet_is_waited_for() -> None:
@@ -353,7 +413,7 @@ def test_only_the_newest_wait_and_the_rest_is_counted() -> None:
     finally:
         camera.close()
         server.close()
-    camera.close()
+    camera.join(10.0)
     events = []
     while (event := camera.poll()) is not None:
         events.append(event)
@@ -362,6 +422,64 @@ def test_only_the_newest_wait_and_the_rest_is_counted() -> None:
     assert len(indices) == 2
     assert indices == [skipped, skipped + 1]
     assert skipped >= 18
+
+
+class DeafStream(VideoStream):
+    """A stream whose next frame does not come until somebody has lost patience."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.gives_up = threading.Event(), threading.Event()
+
+    def grab(self) -> bool:
+        self.is_asked.set()
+        return not self.gives_up.wait(30.0)
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+def test_closing_does_not_wait_and_joining_waits_no_longer_than_it_may() -> None:
+    """A camera whose thread waits for the network is told to end at once; its thread ends when the network lets it."""
+    stream = DeafStream()
+    camera = LiveVideo(config("http://127.0.0.1/"), lambda: stream)
+    camera.poll()
+    assert stream.is_asked.wait(30.0)
+    camera.close()
+    camera.join(0.0)
+    assert camera._thread.is_alive()
+    stream.gives_up.set()
+    camera.join(30.0)
+    assert not camera._thread.is_alive()
+
+
+class SlowCamera:
+    """Takes ten seconds to end, or as long as somebody waits for it."""
+
+    camera_id = "front"
+    state = CameraState.LOST
+    idle_s = 0.0
+
+    def __init__(self, told: list[str], clock: Clock) -> None:
+        self._told = told
+        self._clock = clock
+
+    def poll(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._told.append("close")
+
+    def join(self, timeout_s: float) -> None:
+        self._told.append(f"join {timeout_s:g}")
+        self._clock.now_s += min(timeout_s, 10.0)
+
+
+def test_cameras_are_closed_together() -> None:
+    """Every camera is told before the first is waited for, and all of them together get the time, not each."""
+    told: list[str] = []
+    clock = Clock()
+    close_cameras([SlowCamera(told, clock) for _ in range(3)], timeout_s=12.0, monotonic=clock)
+    assert told == ["close"] * 3 + ["join 12", "join 2", "join 0"]
 
 
 # -- USB ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from PIL import Image
 
 from curate.catalog.images import decode_frames, encode_jpeg
 from curate.errors import CatalogError
+from edge_agent.cameras.base import decode_image
 
 
 def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
@@ -32,6 +33,14 @@ def test_decoding_scales_and_colours() -> None:
     assert decoded.images.shape == (1, 8, 6, 3)
     assert decoded.sizes.tolist() == [[20, 30]]
     assert np.abs(decoded.images.astype(int) - 77).max() <= 2
+
+
+def test_sixteen_bits_of_grey_look_as_on_the_device() -> None:
+    """A 16-bit PNG is scaled to eight bits as the agent does it, so that what is learnt is what the device sees."""
+    data = encoded(np.array([[0, 257, 32768, 65535]], np.uint16))
+    decoded = decode_frames([("s", data)], 1, 4)
+    assert decoded.images[0, 0, :, 0].tolist() == [0, 1, 127, 255]
+    assert np.array_equal(decoded.images[0], decode_image(data, max_pixels=100))
 
 
 def test_decoding_nothing_gives_an_empty_stack() -> None:

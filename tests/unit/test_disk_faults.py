@@ -50,6 +50,13 @@ class Life:
         if self.spool.put(make_capture(number, jpeg, arms), jpeg):
             self.kept.add(f"capture-{number}")
 
+    def put_all(self, *numbers: int, size_bytes: int = 300) -> None:
+        """Captures that wait together are each kept or dropped, whatever happens to the others."""
+        jpegs = {number: make_jpeg(number, size_bytes) for number in numbers}
+        self.tried |= {f"capture-{number}" for number in numbers}
+        kept = self.spool.put_all([(make_capture(number, jpeg), jpeg) for number, jpeg in jpegs.items()])
+        self.kept |= {f"capture-{number}" for number, is_kept in zip(numbers, kept, strict=True) if is_kept}
+
     def tell(self, number: int) -> None:
         self.spool.put_feedback(make_feedback(number))
         self.told.add(f"feedback-{number}")
@@ -72,6 +79,7 @@ class Life:
             lambda: self.put(4, (Arm.RANDOM,), 3500),
             lambda: self.put(5, (Arm.DISMISSED,), 3500),
             lambda: self.tell(2),
+            lambda: self.put_all(7, 8, 9, size_bytes=600),
             lambda: self.spool.acknowledge(self.catalog.through),
             self.spool.persist,
             lambda: self.put(6),

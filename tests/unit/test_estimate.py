@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from curate.errors import SelectionError
-from curate.selection.estimate import estimate_field_accuracy
+from curate.selection.estimate.field import estimate_field_accuracy
 
 
 def bursts_of(sizes: list[int]) -> list[str]:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
 from curate.errors import ReleaseError
-from curate.release.gate import GateDecision, GatePolicy, evaluate_first_release, evaluate_gate
+from curate.metrics.correctness import Correctness
+from curate.release.gate import GateDecision, GatePolicy, judge_candidate
 
 POLICY = GatePolicy()
 
 
-def gate(candidate: list[int], incumbent: list[int], *, ratio: float = 0.3, parity: float = 0.99) -> GateDecision:
-    n = len(candidate)
-    bursts = [f"b{i}" for i in range(n)]
-    return evaluate_gate(candidate, incumbent, [50.0] * n, bursts, POLICY, int8_ratio=ratio, parity_top1=parity)
+def gate(
+    candidate: ArrayLike,
+    incumbent: ArrayLike | None,
+    weights: Sequence[float] | None = None,
+    bursts: Sequence[str] | None = None,
+    *,
+    ratio: float = 0.3,
+    parity: float = 0.99,
+) -> GateDecision:
+    """Judge models that were right (1) or wrong (0) on each capture, which weigh alike and come alone unless told."""
+    found = Correctness(np.asarray(candidate, np.float64))
+    return judge_candidate(
+        found,
+        None if incumbent is None else Correctness(np.asarray(incumbent, np.float64)),
+        [50.0] * len(found) if weights is None else weights,
+        [f"b{i}" for i in range(len(found))] if bursts is None else bursts,
+        POLICY,
+        int8_ratio=ratio,
+        parity=parity,
+    )
 
 
 def test_a_clearly_better_candidate_is_promoted() -> None:
@@ -25,7 +45,7 @@ def test_a_clearly_better_candidate_is_promoted() -> None:
     assert decision.difference == pytest.approx(0.1)
     assert decision.ci95 is not None
     assert decision.ci95[0] < 0.1 < decision.ci95[1]
-    assert (decision.n, decision.candidate_accuracy) == (80, pytest.approx(0.8))
+    assert (decision.n, decision.candidate_value) == (80, pytest.approx(0.8))
 
 
 def test_a_clearly_worse_candidate_is_refused_with_both_reasons() -> None:
@@ -50,7 +70,7 @@ def test_too_few_labels_are_not_enough_evidence() -> None:
     decision = gate([1] * 29, [0] * 29)
     assert not decision.promote
     assert "not enough evidence" in decision.reasons[0]
-    assert evaluate_gate([], [], [], [], POLICY, int8_ratio=0.3, parity_top1=1.0).promote is False
+    assert gate([], []).promote is False
 
 
 @pytest.mark.parametrize(
@@ -67,37 +87,27 @@ def test_a_bad_file_is_refused_however_accurate(ratio: float, parity: float, wor
 def test_bursts_count_once() -> None:
     """The same answers in few bursts are less evidence: a lucky burst does not carry a release."""
     candidate, incumbent = [1] * 30 + [0] * 24 + [1] * 6, [0] * 6 + [1] * 24 + [0] * 30
-    alone = evaluate_gate(
-        candidate, incumbent, [1] * 60, [f"b{i}" for i in range(60)], POLICY, int8_ratio=0.3, parity_top1=1
-    )
-    bunched = evaluate_gate(
-        candidate, incumbent, [1] * 60, [f"b{i // 6}" for i in range(60)], POLICY, int8_ratio=0.3, parity_top1=1
-    )
+    alone = gate(candidate, incumbent)
+    bunched = gate(candidate, incumbent, bursts=[f"b{i // 6}" for i in range(60)])
     assert alone.ci95 is not None
     assert bunched.ci95 is not None
     assert bunched.ci95[0] < alone.ci95[0]
-    one = evaluate_gate([1] * 60, [0] * 60, [1] * 60, ["b"] * 60, POLICY, int8_ratio=0.3, parity_top1=1)
-    assert not one.promote
+    assert not gate([1] * 60, [0] * 60, bursts=["b"] * 60).promote
 
 
 def test_weights_decide_what_the_field_sees() -> None:
     """A candidate better on rare captures and worse on those that stand for most frames is refused."""
     candidate, incumbent = [1] * 40 + [0] * 40, [0] * 40 + [1] * 40
-    bursts = [f"b{i}" for i in range(80)]
-    decision = evaluate_gate(
-        candidate, incumbent, [1.0] * 40 + [10.0] * 40, bursts, POLICY, int8_ratio=0.3, parity_top1=0.99
-    )
+    decision = gate(candidate, incumbent, [1.0] * 40 + [10.0] * 40)
     assert not decision.promote
     assert decision.difference == pytest.approx(-9 / 11)
 
 
 def test_first_release_needs_only_itself() -> None:
     """Without an incumbent the accuracy is held against a floor and the file against its own limits."""
-    bursts = [f"b{i}" for i in range(40)]
 
     def first(right: int, *, ratio: float = 0.3, n: int = 40) -> GateDecision:
-        answers = ([1] * right + [0] * (40 - right))[:n]
-        return evaluate_first_release(answers, [1.0] * n, bursts[:n], POLICY, int8_ratio=ratio, parity_top1=0.99)
+        return gate(([1] * right + [0] * (40 - right))[:n], None, ratio=ratio)
 
     assert first(28).promote
     assert first(28).difference is None
@@ -107,12 +117,12 @@ def test_first_release_needs_only_itself() -> None:
 
 
 def test_nonsense_is_refused() -> None:
-    """Ragged columns, impossible answers and weights raise ReleaseError; a typo in the policy does not load."""
-    for candidate, weights, bursts in [([1], [1.0, 1.0], ["a"]), ([2], [1.0], ["a"]), ([1], [0.0], ["a"])]:
+    """Ragged columns and impossible weights raise ReleaseError; a typo in the policy does not load."""
+    for weights in ([1.0, 1.0], [0.0], [float("nan")]):
         with pytest.raises(ReleaseError):
-            evaluate_gate(candidate, [1], weights, bursts, POLICY, int8_ratio=0.3, parity_top1=1)
+            gate([1], [1], weights)
     with pytest.raises(ReleaseError):
-        evaluate_gate([1, 1], [1], [1.0, 1.0], ["a", "b"], POLICY, int8_ratio=0.3, parity_top1=1)
+        gate([1, 1], [1])
     with pytest.raises(ValidationError):
         GatePolicy.model_validate({"tolerence": 0.1})
 
@@ -125,9 +135,7 @@ def promotion_rate(truth: float, n: int, disagreement: float, runs: int = 500) -
     for _ in range(runs):
         difference = rng.choice([1, -1, 0], size=n, p=shares)
         bursts = np.sort(rng.integers(0, n // 2, size=n)).astype(str).tolist()
-        promoted += evaluate_gate(
-            difference > 0, difference < 0, np.ones(n), bursts, POLICY, int8_ratio=0.3, parity_top1=0.99
-        ).promote
+        promoted += gate(difference > 0, difference < 0, bursts=bursts).promote
     return promoted / runs
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from curate.metrics.average_precision import DetectionEvidence
 from curate.release.gate import GatePolicy, judge_candidate
-from curate.selection.estimate import estimate_field
+from curate.selection.estimate.field import estimate_field
 
 BLOCKS = 20
 

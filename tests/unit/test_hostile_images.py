@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from edge_agent.cameras.base import (
-    FollowedFolder,
     Frame,
-    LoopedFolder,
     Skipped,
     SkipReason,
     UndecodableError,
     decode_image,
 )
+from edge_agent.cameras.folder import FollowedFolder, LoopedFolder
 from edge_agent.config.cameras import FolderCameraConfig
 from tests.fakes.hostile_images import damaged, encoded, monsters
 from tests.fakes.memory import MIB, peak_memory

@@ -15,7 +15,7 @@ import pytest
 from starlette.types import ASGIApp, Message
 
 from edge_agent.interfaces.api import create_app
-from edge_agent.models.inference import LoadedModel, load_model
+from edge_agent.models.inference import LoadedModel
 from tests.fakes.agent_bench import Bench
 from tests.fakes.api_bench import OPTIONS, ApiBench
 from tests.fakes.captures import broken_laws
@@ -23,7 +23,6 @@ from tests.fakes.hostile_images import damaged, encoded, monsters
 from tests.fakes.memory import MIB, peak_memory
 from tests.fakes.mutations import damage_bytes, damage_json, monstrous_json
 from tests.fakes.nightly import Tell, cases
-from tests.fakes.tiny_model import tiny_manifest, tiny_model_bytes
 
 REQUESTS = cases(thin=2500, full=10_000)
 MAY_BE_UNAVAILABLE = ("/healthz", "/v2/health/ready", "/ready", "/infer")
@@ -247,21 +246,10 @@ async def ask(app: ASGIApp, asked: Asked) -> int:
     return status
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = tmp_path_factory.mktemp("model") / "m.onnx"
-    path.write_bytes(tiny_model_bytes())
-    return load_model(path, tiny_manifest(release_id="r-1"))
-
-
 @pytest.fixture
-def api(tmp_path: Path, model: LoadedModel) -> Iterator[ApiBench]:
+def api(tmp_path: Path, classifier: LoadedModel) -> Iterator[ApiBench]:
     """The interfaces of an agent that has answered five frames."""
-    bench = Bench(tmp_path)
-    bench.live.replace(model)
-    bench.camera.add_frames(5)
-    bench.run()
-    made = ApiBench(bench, tmp_path)
+    made = ApiBench(Bench.answering(tmp_path, classifier, frames=5), tmp_path)
     yield made
     made.work.stop()
 

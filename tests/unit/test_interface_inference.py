@@ -33,18 +33,9 @@ INFER = "/v2/models/live/infer"
 SHAPE = [1, 32, 32, 3]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    path = tmp_path_factory.mktemp("model") / "m.onnx"
-    path.write_bytes(tiny_model_bytes())
-    return load_model(path, tiny_manifest(release_id="r-1"))
-
-
 @pytest.fixture
-def api(tmp_path: Path, model: LoadedModel) -> ApiBench:
-    bench = Bench(tmp_path)
-    bench.live.replace(model)
-    return ApiBench(bench, tmp_path)
+def api(tmp_path: Path, classifier: LoadedModel) -> ApiBench:
+    return ApiBench(Bench.answering(tmp_path, classifier), tmp_path)
 
 
 @pytest.fixture
@@ -222,14 +213,14 @@ def test_bytes_that_belong_to_nobody_are_refused(client: httpx.Client) -> None:
     assert client.post(INFER, **binary({"inputs": [picture]}, bytes(3073))).status_code == 400
 
 
-def test_a_model_that_is_replaced_meanwhile(api: ApiBench, client: httpx.Client, model: LoadedModel) -> None:
+def test_a_model_that_is_replaced_meanwhile(api: ApiBench, client: httpx.Client, classifier: LoadedModel) -> None:
     """A request whose model is retired before it is asked is answered by the next one."""
     path = api.folder / "m.onnx"
     path.write_bytes(tiny_model_bytes(bias=0.3))
     retired = load_model(path, tiny_manifest(release_id="r-0"))
     retired.retire()
-    seats = [retired, model, model, model]
-    api.bench.live.current = lambda: seats.pop(0) if len(seats) > 1 else model  # type: ignore[method-assign]
+    seats = [retired, classifier, classifier, classifier]
+    api.bench.live.current = lambda: seats.pop(0) if len(seats) > 1 else classifier  # type: ignore[method-assign]
     answer = client.post(INFER, json={"inputs": [numbers(1)]})
     assert (answer.status_code, answer.json()["model_version"]) == (200, "r-1")
 

@@ -10,7 +10,7 @@ from curate.errors import CatalogError
 from curate.metrics.evidence import bootstrap_variance, wilson
 from curate.metrics.kinds import judge_predictions
 from curate.release.gate import GatePolicy, judge_candidate
-from curate.selection.estimate import estimate_field
+from curate.selection.estimate.field import estimate_field
 
 CLASSES = ("bicycle", "person")
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.selection.audit import draw_audit
-from curate.selection.balance import allocate, pick_greedily, trim_evenly
+from curate.selection.balance import Quota, allocate, pick_greedily, trim_evenly
+from curate.selection.kernel import CoverageKernel
 from curate.selection.strategies import CoverageUtilities, FixedUtilities
 
 STRATA = st.dictionaries(
@@ -47,8 +48,10 @@ def test_lazy_greedy_equals_plain_greedy(seed: int, n: int, budget: int, quota: 
     rng = np.random.default_rng(seed)
     kernel, weights = rng.random((n, n)).astype(np.float32), rng.random(n).astype(np.float32)
     devices = [str(device) for device in rng.integers(0, 3, n)]
-    utilities = CoverageUtilities(kernel, weights, np.zeros(n, np.float32))
-    picks = [pick.candidate for pick in pick_greedily(utilities, devices, budget, quota, np.arange(n))]
+    utilities = CoverageUtilities(CoverageKernel.dense(kernel), weights, np.zeros(n, np.float32))
+    picks = [
+        pick.candidate for pick in pick_greedily(utilities, [Quota("device", devices, quota)], budget, np.arange(n))
+    ]
     plain: list[int] = []
     for limit in (quota, budget):
         while len(plain) < min(budget, n):
@@ -63,14 +66,14 @@ def test_lazy_greedy_equals_plain_greedy(seed: int, n: int, budget: int, quota: 
 
 def test_ties_follow_the_given_order() -> None:
     """Equal utilities are settled by the tie order alone."""
-    picks = pick_greedily(FixedUtilities(np.zeros(4)), ["d"] * 4, 4, 4, np.array([2, 0, 3, 1]))
+    picks = pick_greedily(FixedUtilities(np.zeros(4)), (), 4, np.array([2, 0, 3, 1]))
     assert [pick.candidate for pick in picks] == [1, 3, 0, 2]
 
 
 def test_trimming_keeps_every_device() -> None:
     """A device with the hundred best scores cannot push a quiet one out of the candidates."""
-    scores = [1.0] * 100 + [0.1] * 5
-    kept = trim_evenly(scores, ["loud"] * 100 + ["quiet"] * 5, 20)
+    scores = np.array([1.0] * 100 + [0.1] * 5)
+    kept = trim_evenly(scores, np.array([0] * 100 + [1] * 5), 20)
     assert len(kept) == 20
     assert set(range(100, 105)) <= set(kept.tolist())
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from curate.errors import SelectionError
 from curate.selection.base import CandidatePool, LabelledSet, SampleRole, SelectionPolicy
 from curate.selection.batch import select_batch
-from curate.selection.estimate import estimate_field_accuracy
+from curate.selection.estimate.field import estimate_field_accuracy
 
 DIM = 16
 
@@ -107,6 +107,21 @@ def test_a_dismissed_capture_is_asked_sooner() -> None:
     first = select_batch(pool, empty(), SelectionPolicy(audit_share=0), 5, 0).items[0]
     assert first.sample_id == "s00072"
     assert any("feedback" in reason for reason in first.reasons)
+
+
+def test_disagreement_counts_as_much_as_the_policy_says() -> None:
+    """With all weight on it, what int8 and float disagree on is asked first; with none, or unknown, nothing changes."""
+    pool = make_pool(30, random_share=0)
+    plain = select_batch(pool, empty(), SelectionPolicy(audit_share=0), 5, 0)
+    disagreement = np.where(np.arange(len(pool)) // 5 == 7, 0.9, 0.0)
+    compared = replace(pool, disagreement=disagreement)
+    assert select_batch(compared, empty(), SelectionPolicy(audit_share=0), 5, 0).items == plain.items
+    policy = SelectionPolicy(audit_share=0, disagreement_weight=1.0)
+    assert select_batch(compared, empty(), policy, 5, 0).items[0].sample_id in pool.ids[35:40]
+    unknown = replace(pool, disagreement=np.full(len(pool), np.nan))
+    assert [item.sample_id for item in select_batch(unknown, empty(), policy, 5, 0).items] == [
+        item.sample_id for item in plain.items
+    ]
 
 
 def test_training_labels_cover_and_held_out_labels_do_not() -> None:

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from curate.errors import SelectionError
 from curate.selection.audit import draw_audit, size_audit
-from curate.selection.balance import pick_greedily, pick_within_budget
+from curate.selection.balance import Quota, pick_greedily, pick_within_budget
 from curate.selection.base import CandidatePool, LabelledSet, SelectionPolicy, annotation_cost
 from curate.selection.batch import select_batch
+from curate.selection.kernel import CoverageKernel
 from curate.selection.strategies import CoverageUtilities, FixedUtilities
 
 DIM = 8
@@ -101,9 +102,8 @@ def test_the_better_greedy_keeps_its_guarantee(seed: int, n: int, budget: int) -
     kernel, weights = (rng.random((n, n)) ** 3).astype(np.float32), rng.random(n).astype(np.float32)
     costs = rng.integers(1, 8, n).astype(np.float64)
     picks = pick_within_budget(
-        lambda: CoverageUtilities(kernel, weights, np.zeros(n, np.float32)),
-        ["d"] * n,
-        budget,
+        lambda: CoverageUtilities(CoverageKernel.dense(kernel), weights, np.zeros(n, np.float32)),
+        (),
         budget,
         lambda: np.arange(n),
         costs,
@@ -121,8 +121,7 @@ def test_neither_greedy_alone_is_enough() -> None:
     def picked(utilities: list[float], costs: list[float], budget: float) -> list[int]:
         picks = pick_within_budget(
             lambda: FixedUtilities(np.array(utilities)),
-            ["d"] * len(costs),
-            budget,
+            (),
             budget,
             lambda: np.arange(len(costs)),
             np.array(costs),
@@ -137,8 +136,9 @@ def test_neither_greedy_alone_is_enough() -> None:
 def test_quota_counts_cost() -> None:
     """A device's quota is in the budget's unit, and a pick beyond it is marked."""
     utilities = FixedUtilities(np.array([0.9, 0.8, 0.2, 0.1]))
-    picks = pick_greedily(utilities, ["a", "a", "b", "a"], 10, 5, np.arange(4), costs=np.array([4.0, 3.0, 2.0, 1.0]))
-    assert [(pick.candidate, pick.over_quota) for pick in picks] == [(0, False), (2, False), (3, False), (1, True)]
+    quota = Quota("device", ["a", "a", "b", "a"], 5)
+    picks = pick_greedily(utilities, [quota], 10, np.arange(4), costs=np.array([4.0, 3.0, 2.0, 1.0]))
+    assert [(pick.candidate, pick.over_quota) for pick in picks] == [(0, ()), (2, ()), (3, ()), (1, ("device",))]
 
 
 def test_audits_stay_a_probability_sample_of_every_cost() -> None:

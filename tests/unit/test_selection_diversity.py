@@ -8,16 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.errors import SelectionError
-from curate.selection.diversity import (
-    CHUNK_ROWS,
-    Moments,
-    coverage_radius,
-    near_duplicate_clusters,
-    nearest_similarity,
-    rbf_kernel,
-    shared_scenes,
-    unit_rows,
-)
+from curate.selection.diversity import CHUNK_ROWS, Moments, coverage_radius, nearest_similarity, shared_scenes
+from curate.selection.duplicates import near_duplicate_clusters
+from curate.selection.kernel import rbf_kernel
+from curate.selection.rows import unit_rows
 
 
 def rows(*angles_deg: float) -> np.ndarray:

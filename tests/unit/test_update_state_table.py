@@ -24,7 +24,7 @@ import pytest
 from curate.contracts.paths import TUF_TARGETS, desired_key
 from curate.errors import SelfCheckError, StorageError
 from edge_agent.models.installer import UpdateLimits
-from edge_agent.models.loading import RunSettings
+from edge_agent.models.smoke import RunSettings
 from edge_agent.models.smoke_process import run_smoke
 from edge_agent.models.trial_watch import TrialRules
 from edge_agent.models.updater_state import load_state
@@ -258,7 +258,7 @@ TABLE = [
     _row("downloading", "clock ahead", FINE, "refused committed", happens=into_future, heals=right_clock),
     _row("downloading", "clock behind", FINE, "committed", happens=into_past),
     _row("downloading", "withdrawn", ("downloading", "idle"), "", "r-1", happens=withdraw_offline, heals=withdraw),
-    _row("verified", "fail", ("downloading", "verified", "smoke", *FINE), "committed", happens=damage_slot),
+    _row("verified", "fail", ("downloading", "verified", *FINE), "committed", happens=damage_slot),
     _row("verified", "kill", FINE, "committed", happens=kill),
     _row("verified", "disk full", FINE, "postponed committed", happens=fill_disk, heals=free_disk),
     _row("verified", "clock ahead", FINE, "committed", happens=into_future),
