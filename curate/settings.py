@@ -18,6 +18,7 @@ from curate.errors import ConfigError
 from curate.release.gate import GatePolicy
 from curate.release.repository import Expiry
 from curate.selection.base import SelectionPolicy
+from curate.selection.drift.watch import DriftPolicy
 from curate.storage.s3 import S3Settings
 from curate.training.detector_recipe import DetectorRecipe
 from curate.training.recipe import TrainingRecipe
@@ -76,6 +77,7 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings()
     selection: SelectionPolicy = SelectionPolicy()
     split: SplitPolicy = SplitPolicy()
+    drift: DriftPolicy = DriftPolicy()
     training: TrainingRecipe = TrainingRecipe()
     detection_training: DetectorRecipe = DetectorRecipe()
     gate: GatePolicy = GatePolicy()

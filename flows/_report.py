@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from curate.catalog.models import ModelRow, Round
+from flows._field_report import describe_field
 from flows._stage import stage_task
 from flows._wiring import services
 
@@ -29,6 +30,9 @@ def publish_round_artifacts(number: int) -> None:
     create_markdown_artifact(
         key=f"round-{number}-choices", markdown=_choices(number), description="What was asked, why"
     )
+    field = next((each.facts.get("field_accuracy") for each in rounds if each.number == number), None)
+    told = describe_field(number, field, catalog.device_counters().values())
+    create_markdown_artifact(key=f"round-{number}-field", markdown=told, description="How good it was in the field")
 
 
 def summarise_round(current: Round, model: ModelRow | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from curate.errors import Error
 from flows import commands
+from flows.bench_commands import bench_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -120,6 +121,7 @@ def _show_status(root: Path) -> None:
 
 
 commands.register(app)
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     app.command("import")(import_pictures)
     app.command("export")(export_labels)
     app.command("round")(turn_round)
+    app.command("drift")(show_drift)
     app.add_typer(device_app, name="device")
 
 
@@ -253,6 +254,17 @@ def turn_round(
     chosen = next_round_number(wired.catalog.rounds()) if number is None else number
     curation_round(chosen)
     typer.echo(describe_round(wired, chosen))
+
+
+def show_drift() -> None:
+    """Show which cameras' worlds have changed since the model that runs there was made."""
+    from flows.watch_drift import drift_rows  # noqa: PLC0415 (loads the model's runtime)
+
+    rows = drift_rows(_connect())
+    table = Table("camera", "changed since", "evidence", "watched", "reference", "note", title="drift")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    console.print(table if rows else "nothing is released yet, or nothing was captured")
 
 
 @device_app.command("add")

@@ -1,17 +1,24 @@
-"""How good the deployed model was in the field, from the round's audited random-arm captures."""
+"""How good the deployed model was in the field, from the round's audited random-arm captures and all that stands by."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+import numpy as np
 from prefect import flow, get_run_logger
 
 from curate.annotation.agreement import consensus_of
-from curate.catalog.models import AnnotationRow, SelectionRole
+from curate.catalog.models import AnnotationRow, Sample, SelectedRow, SelectionRole
 from curate.catalog.splits import assign_groups
+from curate.catalog.verdicts import score_prediction
+from curate.metrics.evidence import Evidence, Float64Array
 from curate.metrics.kinds import judge_predictions
-from curate.selection.estimate import estimate_field as estimate_metric
+from curate.selection.estimate.captures import Captures, read_captures
+from curate.selection.estimate.report import Audits, Taught, report_field
+from curate.selection.estimate.weighting import FramesTold, frames_between
 from flows._stage import stage_task
 from flows._wiring import Services, services
 
@@ -24,36 +31,126 @@ def estimate_field(round_number: int) -> dict[str, Any] | None:
     return estimate
 
 
+@dataclass(frozen=True)
+class Books:
+    """What people have said so far, and what has been asked."""
+
+    agreed: dict[str, dict[str, Any]]
+    """What people settled on, by sample; without those nobody answered."""
+    asked: dict[str, SelectedRow]
+    """Every selected sample of this round and those before."""
+    objected: frozenset[str]
+    """Samples whose answer a person called wrong."""
+
+
 @stage_task("estimate from audits")
 def estimate_from_audits(round_number: int) -> dict[str, Any] | None:
+    """Estimate from what the catalog holds."""
+    return estimate_round(services(), round_number)
+
+
+def estimate_round(wired: Services, round_number: int) -> dict[str, Any] | None:
     """Join audits, answers and the devices' own predictions; skipped ones are left out."""
-    wired = services()
-    labels = wired.settings.labels
-    audits = {row.sample_id: row for row in wired.catalog.selection(round_number) if row.role is SelectionRole.AUDIT}
-    agreed = _settled(wired, round_number)
-    told = [
-        (sample, sample.prediction, probability)
-        for sample in wired.catalog.samples(ids=list(audits))
-        if (probability := audits[sample.sample_id].inclusion_probability) is not None
-        and sample.prediction is not None
-        and sample.sample_id in agreed
-    ]
+    books = _open_books(wired, round_number)
+    audits = [row for row in wired.catalog.selection(round_number) if row.role is SelectionRole.AUDIT]
+    told = [sample for sample in wired.catalog.samples(ids=[row.sample_id for row in audits]) if _tells(sample, books)]
     if not told:
         return None
-    samples, predictions, probabilities = zip(*told, strict=True)
-    bursts = assign_groups(samples, {}, wired.settings.split.block_s)
-    evidence = judge_predictions(
-        labels.kind, predictions, [agreed[sample.sample_id] for sample in samples], labels.class_names
+    release = told[0].release_id
+    until = _selected_at(wired, round_number, told)
+    seen = [each for each in wired.catalog.samples(until=until) if each.release_id == release and each.prediction]
+    arm = [each for each in seen if _was_open(each, books, round_number, until)]
+    taught = [each for each in seen if each.sample_id in books.agreed and not _audits(books, each)]
+    probability = np.array([sample.random_probability for sample in arm], np.float64)
+    row_of = {sample.sample_id: row for row, sample in enumerate(arm)}
+    rows = np.array([row_of[sample.sample_id] for sample in told], np.int64)
+    inclusion = np.array([books.asked[sample.sample_id].inclusion_probability for sample in told], np.float64)
+    bursts = assign_groups(seen, {}, wired.settings.split.block_s)
+    report = report_field(
+        _read(wired, books, arm, bursts),
+        probability,
+        Audits(rows, _judge(wired, books, told), np.minimum(inclusion / probability[rows], 1.0)),
+        Taught(_read(wired, books, taught, bursts), _score(wired, books, taught)),
+        _frames_seen(wired, seen, until),
+        seed=wired.settings.round.seed + round_number,
     )
-    estimate = estimate_metric(evidence, probabilities, [bursts[sample.sample_id] for sample in samples])
-    return None if estimate is None else asdict(estimate) | {"release": samples[0].release_id}
+    return None if report is None else report.to_json() | {"release": release}
 
 
-def _settled(wired: Services, round_number: int) -> dict[str, dict[str, Any]]:
-    """What people settled on, by sample; without those nobody answered."""
+def _open_books(wired: Services, round_number: int) -> Books:
     consensus = consensus_of(wired.settings.labels)
     answers: dict[str, list[AnnotationRow]] = {}
-    for answer in wired.catalog.annotations(round_number=round_number):
+    for answer in wired.catalog.annotations():
         answers.setdefault(answer.sample_id, []).append(answer)
     held = {sample_id: consensus(given) for sample_id, given in answers.items()}
-    return {sample_id: agreed.label for sample_id, agreed in held.items() if agreed is not None}
+    rounds = [each.number for each in wired.catalog.rounds() if each.number <= round_number]
+    return Books(
+        agreed={sample_id: agreed.label for sample_id, agreed in held.items() if agreed is not None},
+        asked={row.sample_id: row for number in rounds for row in wired.catalog.selection(number)},
+        objected=frozenset(row.sample_id for row in wired.catalog.feedback() if row.sample_id and row.says_wrong),
+    )
+
+
+def _tells(sample: Sample, books: Books) -> bool:
+    chosen = books.asked[sample.sample_id]
+    drawn = sample.random_probability is not None and chosen.inclusion_probability is not None
+    return drawn and sample.prediction is not None and sample.sample_id in books.agreed
+
+
+def _audits(books: Books, sample: Sample) -> bool:
+    row = books.asked.get(sample.sample_id)
+    return row is not None and row.role is SelectionRole.AUDIT
+
+
+def _was_open(sample: Sample, books: Books, round_number: int, until: datetime) -> bool:
+    """Whether the round's audit could have drawn it."""
+    row = books.asked.get(sample.sample_id)
+    if row is not None and row.round_number == round_number and row.role is SelectionRole.AUDIT:
+        return True
+    admitted = sample.ingested_at is not None and sample.ingested_at <= until
+    return sample.random_probability is not None and admitted and (row is None or row.round_number == round_number)
+
+
+def _selected_at(wired: Services, round_number: int, told: Sequence[Sample]) -> datetime:
+    """The end of the period: what came later was not in the draw."""
+    current = wired.catalog.round(round_number)
+    noted = current.facts.get("selected_at") if current else None
+    newest = max(sample.captured_at for sample in told)
+    return newest if noted is None else max(newest, datetime.fromisoformat(noted))
+
+
+def _frames_seen(wired: Services, seen: Sequence[Sample], until: datetime) -> dict[str, float | None]:
+    """How many frames each device answered with the release up to `until`, by its own word."""
+    since: dict[str, datetime] = {}
+    for sample in seen:
+        since[sample.device_id] = min(sample.captured_at, since.get(sample.device_id, sample.captured_at))
+    return {name: frames_between(_told(wired, name), start, until) for name, start in since.items()}
+
+
+def _told(wired: Services, device_id: str) -> list[FramesTold]:
+    batches = [
+        FramesTold.of(batch.created_at, batch.counters)
+        for batch in wired.catalog.batches(device_id)
+        if batch.created_at is not None and batch.counters is not None
+    ]
+    device = next((each for each in wired.catalog.devices() if each.device_id == device_id), None)
+    beat = device.reported if device else None
+    return batches if beat is None else [*batches, FramesTold.of(beat.reported_at, beat.counters)]
+
+
+def _read(wired: Services, books: Books, samples: Sequence[Sample], bursts: dict[str, str]) -> Captures:
+    labels = wired.settings.labels
+    return read_captures(samples, bursts, books.objected, labels.kind, labels.class_names)
+
+
+def _judge(wired: Services, books: Books, samples: Sequence[Sample]) -> Evidence:
+    labels = wired.settings.labels
+    predictions = [sample.prediction for sample in samples if sample.prediction is not None]
+    return judge_predictions(labels.kind, predictions, [books.agreed[s.sample_id] for s in samples], labels.class_names)
+
+
+def _score(wired: Services, books: Books, samples: Sequence[Sample]) -> Float64Array:
+    names = wired.settings.labels.class_names
+    return np.array(
+        [score_prediction(s.prediction, books.agreed[s.sample_id], names) for s in samples if s.prediction], np.float64
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,12 +11,16 @@ from prefect import flow, get_run_logger
 
 from curate.catalog.models import ModelRow, Round, Sample, SampleStatus, SelectedRow, SelectionRole
 from curate.catalog.splits import assign_groups
-from curate.errors import CatalogError, SelectionError
+from curate.errors import BlobNotFoundError, CatalogError, SelectionError
 from curate.selection.base import CandidatePool, LabelledSet, Selection, annotation_cost
 from curate.selection.batch import select_batch
+from curate.selection.cells import Cells
+from curate.storage.ports import BlobStore
 from flows._stage import stage_task
 from flows._views import see_samples
 from flows._wiring import Services, services
+
+log = logging.getLogger(__name__)
 
 
 @flow(name="select-samples")
@@ -36,7 +41,16 @@ def choose_samples(round_number: int) -> int:
     if incumbent is None:
         raise SelectionError("nothing is released yet", hint="start with `gleaner import` and a first round")
     pool, labelled = gather_candidates(wired, incumbent)
-    selection = select_batch(pool, labelled, wired.settings.selection, current.budget, current.seed + round_number)
+    selection = select_batch(
+        pool,
+        labelled,
+        wired.settings.selection,
+        current.budget,
+        current.seed + round_number,
+        cells=fetch_cells(wired.store, incumbent.model_id),
+        progress=get_run_logger().debug,
+    )
+    put_cells(wired.store, incumbent.model_id, selection.cells)
     wired.catalog.save_selection(round_number, _rows(round_number, selection))
     for note in selection.notes:
         get_run_logger().info(note)
@@ -88,6 +102,31 @@ def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePo
         captured_s=_seconds(free),
     )
     return pool, labelled
+
+
+def fetch_cells(store: BlobStore, model_id: str) -> Cells | None:
+    """Return the cells that an earlier selection cut a model's embeddings into; None if it needed none.
+
+    They can be found again, so a damaged file is not worth a stop.
+    """
+    try:
+        return Cells.from_bytes(store.get(_cells_key(model_id)))
+    except BlobNotFoundError:
+        return None
+    except SelectionError as exc:
+        log.warning("cells are found anew: %s", exc)
+        return None
+
+
+def put_cells(store: BlobStore, model_id: str, cells: Cells | None) -> None:
+    """Keep the cells for the next round under this model, if there are any."""
+    if cells is not None:
+        store.put(_cells_key(model_id), cells.to_bytes())
+
+
+def _cells_key(model_id: str) -> str:
+    """Embeddings of two models do not compare, so each has cells of its own."""
+    return f"models/{model_id}.cells.npz"
 
 
 def _seconds(samples: Sequence[Sample]) -> NDArray[np.float64]:

@@ -25,7 +25,9 @@ from curate.catalog.models import (
 )
 from curate.catalog.splits import LabelledSample, assign_groups, plan_splits, teaching_items
 from curate.errors import CatalogError
-from curate.selection.diversity import Moments, near_duplicate_clusters, shared_scenes, unit_rows
+from curate.selection.diversity import Moments, shared_scenes
+from curate.selection.duplicates import near_duplicate_clusters
+from curate.selection.rows import unit_rows
 from curate.training.data import LabelledFrames
 from curate.training.loop import EpochReport
 from curate.training.tasks import TrainedModel, task_of

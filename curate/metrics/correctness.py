@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -33,6 +33,10 @@ class Correctness:
 
     def __len__(self) -> int:
         return len(self.correct)
+
+    def take(self, frames: Sequence[int] | IntArray) -> Self:
+        """Return the evidence of the given frames, in the given order."""
+        return replace(self, correct=self.correct[np.asarray(frames, np.int64)])
 
     def value(self, weights: Float64Array | None = None) -> float:
         """Return the weighted share (Hájek's ratio); NaN without frames."""

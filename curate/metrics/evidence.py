@@ -47,6 +47,9 @@ class Evidence(Protocol):
     def __len__(self) -> int:
         """The number of frames, those without any object included."""
 
+    def take(self, frames: Sequence[int] | IntArray) -> Self:
+        """The evidence of the given frames, each at most once, in the given order."""
+
     def value(self, weights: Float64Array | None = None) -> float:
         """The metric over the weighted frames (all alike by default); NaN where there is nothing to measure."""
 

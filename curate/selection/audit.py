@@ -45,7 +45,7 @@ def draw_audit(
     """
     eligible = np.flatnonzero(np.isfinite(random_probability))
     size = min(size, len(eligible))
-    distinct = {devices[row] for row in eligible}
+    distinct = {devices[row] for row in eligible.tolist()}
     strata: dict[str, list[int]] = {}
     for row in eligible.tolist():
         strata.setdefault(devices[row] if size >= len(distinct) else "all devices", []).append(row)

@@ -1,16 +1,16 @@
-"""Who gets how much: proportional shares, device quotas, and the greedy engine that honours them."""
+"""Who gets how much: proportional shares, quotas, and the greedy engine that honours them."""
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from curate.selection.base import Float64Array, IntArray, Utilities
+from curate.selection.base import Float64Array, IntArray
+from curate.selection.query import Utilities
 
 T = TypeVar("T")
 # Sums of costs such as 0.1 miss their total in the last bits; a budget is not overspent by that.
@@ -19,11 +19,20 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Pick:
-    """One greedy choice: the candidate, its utility when it was taken, and whether it broke its device's quota."""
+    """One greedy choice: the candidate, its utility when it was taken, and the quotas that gave way for it."""
 
     candidate: int
     utility: float
-    over_quota: bool
+    over_quota: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Quota:
+    """At most `limit` of the budget for any one part; `part` [C] says which part (device, class, hour) each is of."""
+
+    name: str
+    part: Sequence[Hashable]
+    limit: float
 
 
 def allocate(budget: int, weights: Mapping[str, float], capacities: Mapping[str, int]) -> dict[str, int]:
@@ -35,67 +44,125 @@ def allocate(budget: int, weights: Mapping[str, float], capacities: Mapping[str,
     """
     open_strata = sorted(name for name, capacity in capacities.items() if capacity > 0)
     shares = dict.fromkeys(sorted(capacities), 0)
+    queue = [(False, 0.5 / weights[name], name) for name in open_strata]
+    heapq.heapify(queue)
     for _ in range(min(budget, sum(capacities[name] for name in open_strata))):
-        free = [name for name in open_strata if shares[name] < capacities[name]]
-        neediest = min(free, key=lambda name: (shares[name] > 0, (shares[name] + 0.5) / weights[name], name))
+        *_, neediest = heapq.heappop(queue)
         shares[neediest] += 1
+        if shares[neediest] < capacities[neediest]:
+            heapq.heappush(queue, (True, (shares[neediest] + 0.5) / weights[neediest], neediest))
     return shares
 
 
 def pick_greedily(
     utilities: Utilities,
-    devices: Sequence[str],
+    quotas: Sequence[Quota],
     budget: float,
-    quota: float,
     tie_order: IntArray,
     *,
     costs: Float64Array | None = None,
     per_cost: bool = False,
 ) -> list[Pick]:
-    """Pick candidates by falling utility while the budget lasts, at most `quota` a device while others are left.
+    """Pick candidates by falling utility while the budget lasts, within the quotas while that is possible.
 
-    `costs` float64 [C] > 0 counts in the unit of budget and quota (default 1 each: min(budget, C) picks). What no
-    longer fits is passed over for what still does. `per_cost` ranks by utility over cost instead.
+    `costs` float64 [C] > 0 counts in the unit of budget and quotas (default 1 each: min(budget, C) picks). What no
+    longer fits is passed over for what still does. `per_cost` ranks by utility over cost instead. Where the quotas do
+    not let the budget be spent the last of them gives way, then the one before.
 
     Lazy greedy (Minoux 1978): a stale utility is an upper bound, so the top of the heap is the best as soon as its
-    refreshed utility stays on top. Exact for submodular coverage; with the quota (a partition matroid) the greedy
-    choice keeps at least half of the best coverage. `tie_order` int64 [C] breaks equal utilities, lowest first.
+    refreshed utility stays on top. Exact for submodular coverage; within p quotas (partition matroids) the greedy
+    choice keeps at least 1 / (p + 1) of the best coverage (Fisher, Nemhauser & Wolsey 1978). `tie_order` int64 [C]
+    breaks equal utilities, lowest first.
     """
-    cost = np.ones(len(devices)) if costs is None else costs
-    price = cost if per_cost else np.ones(len(devices))
-    heap = [(-float(u / price[i]), int(tie_order[i]), i) for i, u in enumerate(utilities.initial)]
-    taken: dict[str, float] = dict.fromkeys(devices, 0.0)
+    initial = np.asarray(utilities.initial, np.float64)
+    cost = [1.0] * len(initial) if costs is None else costs.tolist()
+    price = costs if per_cost and costs is not None else np.ones(len(initial))
+    queue = _Queue(-initial / price, tie_order)
+    taken: list[dict[Hashable, float]] = [{} for _ in quotas]
     spent = 0.0
     picks: list[Pick] = []
-    blocked: list[tuple[float, int, int]] = []
-    for limit in (quota, budget):
-        heapq.heapify(heap)
-        while heap and spent < budget:
-            _, tie, candidate = entry = heapq.heappop(heap)
+    for active in range(len(quotas), -1, -1):
+        while queue and spent < budget:
+            _, tie, candidate = entry = queue.pop()
             if spent + cost[candidate] > budget + ROUNDING:
                 continue
-            if taken[devices[candidate]] + cost[candidate] > limit + ROUNDING:
-                blocked.append(entry)
+            over = _exceeded(quotas, taken, candidate, cost[candidate])
+            if any(quota < active for quota in over):
+                queue.set_aside(entry)
                 continue
             utility = utilities.current(candidate)
-            fresh = (-float(utility / price[candidate]), tie, candidate)
-            if heap and fresh > heap[0]:
-                heapq.heappush(heap, fresh)
+            if queue.push_if_later((-float(utility / price[candidate]), tie, candidate)):
                 continue
             utilities.add(candidate)
-            spent += float(cost[candidate])
-            taken[devices[candidate]] += float(cost[candidate])
-            over_quota = taken[devices[candidate]] > quota + ROUNDING
-            picks.append(Pick(candidate, utility, over_quota))
-        heap, blocked = blocked, []
+            spent += cost[candidate]
+            for quota, sums in zip(quotas, taken, strict=True):
+                sums[quota.part[candidate]] = sums.get(quota.part[candidate], 0.0) + cost[candidate]
+            picks.append(Pick(candidate, utility, tuple(quotas[i].name for i in over)))
+        queue.resume()
     return picks
+
+
+def _exceeded(
+    quotas: Sequence[Quota], taken: Sequence[Mapping[Hashable, float]], candidate: int, cost: float
+) -> list[int]:
+    """Return which quotas the candidate would exceed."""
+    return [
+        number
+        for number, (quota, sums) in enumerate(zip(quotas, taken, strict=True))
+        if sums.get(quota.part[candidate], 0.0) + cost > quota.limit + ROUNDING
+    ]
+
+
+class _Queue:
+    """Candidates by rising key, ties by their order: sorted once, with a heap for the few whose key has changed."""
+
+    def __init__(self, keys: Float64Array, ties: IntArray) -> None:
+        self._keys, self._ties = keys, ties
+        self._order = np.lexsort((ties, keys))
+        self._next = 0
+        self._heap: list[tuple[float, int, int]] = []
+        self._aside: list[tuple[float, int, int]] = []
+        self._head = self._sorted_head()
+
+    def __bool__(self) -> bool:
+        return self._head is not None or bool(self._heap)
+
+    def pop(self) -> tuple[float, int, int]:
+        """Take out the first entry: key, tie, candidate."""
+        if self._head is None or (self._heap and self._heap[0] < self._head):
+            return heapq.heappop(self._heap)
+        first, self._next = self._head, self._next + 1
+        self._head = self._sorted_head()
+        return first
+
+    def push_if_later(self, entry: tuple[float, int, int]) -> bool:
+        """Put the entry back if another comes before it."""
+        later = (self._head is not None and self._head < entry) or bool(self._heap and self._heap[0] < entry)
+        if later:
+            heapq.heappush(self._heap, entry)
+        return later
+
+    def set_aside(self, entry: tuple[float, int, int]) -> None:
+        """Keep an entry that may not be taken now."""
+        self._aside.append(entry)
+
+    def resume(self) -> None:
+        """Bring back what was set aside."""
+        self._heap += self._aside
+        self._aside = []
+        heapq.heapify(self._heap)
+
+    def _sorted_head(self) -> tuple[float, int, int] | None:
+        if self._next == len(self._order):
+            return None
+        row = int(self._order[self._next])
+        return float(self._keys[row]), int(self._ties[row]), row
 
 
 def pick_within_budget(
     open_utilities: Callable[[], Utilities],
-    devices: Sequence[str],
+    quotas: Sequence[Quota],
     budget: float,
-    quota: float,
     draw_tie_order: Callable[[], IntArray],
     costs: Float64Array,
     *,
@@ -109,24 +176,26 @@ def pick_within_budget(
     `weigh_cost` is False for utilities that say nothing of worth.
     """
     utilities, tie_order = open_utilities(), draw_tie_order()
-    plain = pick_greedily(utilities, devices, budget, quota, tie_order, costs=costs)
+    plain = pick_greedily(utilities, quotas, budget, tie_order, costs=costs)
     if not weigh_cost or not len(costs) or costs.min() == costs.max():
         return plain
-    thrifty = pick_greedily(open_utilities(), devices, budget, quota, tie_order, costs=costs, per_cost=True)
+    thrifty = pick_greedily(open_utilities(), quotas, budget, tie_order, costs=costs, per_cost=True)
     return max((plain, thrifty), key=lambda picks: sum(pick.utility for pick in picks))
 
 
-def trim_evenly(scores: Sequence[float], devices: Sequence[str], limit: int) -> IntArray:
+def trim_evenly(scores: Float64Array, devices: IntArray, limit: int) -> IntArray:
     """Return the rows of at most `limit` candidates, ascending: each device's best first, devices in turn.
 
-    Taking the best overall instead would let one noisy device crowd the others out before any quota is looked at.
+    `scores` float64 [C], `devices` int64 [C]. Taking the best overall instead would let one noisy device crowd the
+    others out before any quota is looked at.
     """
-    turn: Counter[str] = Counter()
-    order: list[tuple[int, float, int]] = []
-    for row in np.argsort(-np.asarray(scores), kind="stable").tolist():
-        order.append((turn[devices[row]], -float(scores[row]), row))
-        turn[devices[row]] += 1
-    return np.asarray(sorted(row for *_, row in sorted(order)[:limit]), dtype=np.int64)
+    if len(scores) <= limit:
+        return np.arange(len(scores))
+    by_device = np.lexsort((-scores, devices))
+    starts = np.flatnonzero(np.diff(devices[by_device], prepend=-1))
+    turn = np.empty(len(scores), np.int64)
+    turn[by_device] = np.arange(len(scores)) - np.repeat(starts, np.diff(starts, append=len(scores)))
+    return np.sort(np.lexsort((-scores, turn))[:limit])
 
 
 def interleave(left: Sequence[T], right: Sequence[T]) -> list[T]:

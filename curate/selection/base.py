@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.errors import SelectionError
 
+if TYPE_CHECKING:
+    from curate.selection.cells import Cells
+
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
+EmbeddingArray = NDArray[np.floating[Any]]
+"""As they were stored; selection works on unit rows in float32, a block at a time."""
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+
+
+Progress = Callable[[str], None]
+"""Told the name of each stage of a selection as it begins."""
+
+
+def tell_nobody(stage: str) -> None:
+    """Let the stages pass unseen."""
 
 
 BudgetUnit = Literal["images", "boxes", "minutes"]
@@ -63,11 +76,20 @@ class SelectionPolicy(BaseModel):
     max_device_share: float = Field(
         default=0.6, gt=0, le=1, description="Largest share of the active budget that one device may take."
     )
+    max_class_share: float = Field(
+        default=1.0, gt=0, le=1, description="Largest share that one predicted class may take; 1: no limit."
+    )
+    max_hour_share: float = Field(
+        default=1.0, gt=0, le=1, description="Largest share that one hour of the day (UTC) may take; 1: no limit."
+    )
     multiplicity_power: float = Field(
         default=0.25, ge=0, le=1, description="A sight seen m times weighs m to this power: 0 ignores, 1 counts."
     )
     dismissed_weight: float = Field(
         default=1.0, ge=0, le=1, description="Trust in the pool's feedback evidence when it raises uncertainty."
+    )
+    disagreement_weight: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the uncertainty that is the pool's disagreement column."
     )
     exclude_labelled_groups: bool = Field(
         default=True, description="Keep active picks out of bursts that already hold a training label."
@@ -75,7 +97,8 @@ class SelectionPolicy(BaseModel):
     max_candidates: int = Field(
         default=4000,
         ge=1,
-        description="Distinct sights that the coverage kernel holds; bounds its memory to 4 n² bytes.",
+        description="Up to so many sights n are compared all with all, and more by cells; this many, or 4 a label,"
+        " are weighed against each other. Bounds the coverage kernel's memory to about 8 n² bytes.",
     )
     max_radius: float = Field(default=1.0, gt=0, description="Kernel radius on the unit sphere with few labels.")
     min_radius: float = Field(default=0.5, gt=0, description="Floor of the kernel radius with many labels.")
@@ -104,21 +127,23 @@ class SelectionPolicy(BaseModel):
 class CandidatePool:
     """Unlabelled captures that may be chosen now; N rows, row i of every field is one capture.
 
-    `embeddings` float32 [N, D]; `probabilities` float32 [N, K], temperature-calibrated, or None where a frame has no
-    one distribution (detection); `uncertainty` float64 [N] in [0, 1] or None, how unsure the model is of the frame: it
-    stands in for what would be computed from the probabilities, and without them it is needed; `groups` the burst or
-    camera and time block; `random_probability` float64 [N], the inclusion probability recorded by the random arm,
-    NaN where that arm did not pick the capture or where it must not be audited (for example, it belongs to an earlier
-    period); `feedback` float64 [N] in [0, 1] or None, the evidence that the prediction is wrong (0 = no feedback);
-    `captured_s` float64 [N] seconds or None, which lets active picks keep clear of the scenes of audits;
-    `cost` float64 [N] > 0 or None, what a person spends on the capture in the policy's `budget_unit`
-    (`annotation_cost`), None where every capture costs one image.
+    `embeddings` float16 or float32 [N, D], may be memory-mapped: it is read in blocks; `probabilities` float32 [N, K],
+    temperature-calibrated, or None where a frame has no one distribution (detection); `uncertainty` float64 [N] in
+    [0, 1] or None, how unsure the model is of the frame: it stands in for what would be computed from the
+    probabilities, and without them it is needed; `groups` the burst or camera and time block; `random_probability`
+    float64 [N], the inclusion probability recorded by the random arm, NaN where that arm did not pick the capture or
+    where it must not be audited (for example, it belongs to an earlier period); `feedback` float64 [N] in [0, 1] or
+    None, the evidence that the prediction is wrong (0 = no feedback); `captured_s` float64 [N] seconds or None, which
+    lets active picks keep clear of the scenes of audits; `cost` float64 [N] > 0 or None, what a person spends on the
+    capture in the policy's `budget_unit` (`annotation_cost`), None where every capture costs one image; `disagreement`
+    float64 [N] in [0, 1] or None, how far the model on the device (int8) is from the one it was made of (float), NaN
+    where the two were not compared.
     Raises `SelectionError` on mismatched lengths, wrong ranks or repeated ids; bad numbers inside a row are not an
     error but reported by `select_batch`, so that one broken capture cannot stop a round.
     """
 
     ids: tuple[str, ...]
-    embeddings: Float32Array
+    embeddings: EmbeddingArray
     probabilities: Float32Array | None
     devices: tuple[str, ...]
     cameras: tuple[str, ...]
@@ -128,6 +153,7 @@ class CandidatePool:
     captured_s: Float64Array | None = None
     uncertainty: Float64Array | None = None
     cost: Float64Array | None = None
+    disagreement: Float64Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -146,28 +172,33 @@ class CandidatePool:
             raise SelectionError("embeddings and probabilities must be matrices, one row a capture")
         if self.probabilities is None and self.uncertainty is None:
             raise SelectionError("the pool has neither probabilities nor uncertainties")
-        repeated = [sample_id for sample_id, count in Counter(self.ids).items() if count > 1]
-        if repeated:
+        if len(set(self.ids)) < n:
+            repeated = [sample_id for sample_id, count in Counter(self.ids).items() if count > 1]
             raise SelectionError(f"the pool repeats ids: {', '.join(sorted(repeated)[:5])}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: Sequence[int] | IntArray) -> CandidatePool:
-        """Return the pool of the given rows, in the given order."""
+        """Return the pool of the given rows, in the given order. Copies their embeddings."""
         index = np.asarray(rows, dtype=np.int64)
+        return replace(self.describe(index), embeddings=self.embeddings[index])
+
+    def describe(self, rows: IntArray) -> CandidatePool:
+        """Return the given rows without their embeddings, which stay where they are: those have width 0."""
+        picked = rows.tolist()
         return CandidatePool(
-            ids=tuple(self.ids[i] for i in index),
-            embeddings=self.embeddings[index],
-            devices=tuple(self.devices[i] for i in index),
-            cameras=tuple(self.cameras[i] for i in index),
-            groups=tuple(self.groups[i] for i in index),
-            random_probability=self.random_probability[index],
-            **{name: None if (column := getattr(self, name)) is None else column[index] for name in _OPTIONAL},
+            ids=tuple(map(self.ids.__getitem__, picked)),
+            embeddings=np.empty((len(rows), 0), np.float32),
+            devices=tuple(map(self.devices.__getitem__, picked)),
+            cameras=tuple(map(self.cameras.__getitem__, picked)),
+            groups=tuple(map(self.groups.__getitem__, picked)),
+            random_probability=self.random_probability[rows],
+            **{name: None if (column := getattr(self, name)) is None else column[rows] for name in _OPTIONAL},
         )
 
 
-_OPTIONAL = ("probabilities", "feedback", "captured_s", "uncertainty", "cost")
+_OPTIONAL = ("probabilities", "feedback", "captured_s", "uncertainty", "cost", "disagreement")
 
 
 def annotation_cost(boxes: Float64Array, policy: SelectionPolicy) -> Float64Array | None:
@@ -188,7 +219,8 @@ class LabelledSet:
     """What is labelled or queued already; M rows.
 
     `held_out` bool [M] or None (none held out): labels that test the model. They guard their bursts and near-duplicates
-    against being trained on, but they cover nothing, because the model does not learn from them.
+    against being trained on, but they cover nothing, because the model does not learn from them. `classes` int64 [M] or
+    None: class indices as in the pool's probabilities, -1 where a label has none; what has few labels is looked for.
     Raises `SelectionError` on mismatched lengths or non-finite embeddings.
     """
 
@@ -198,6 +230,7 @@ class LabelledSet:
     held_out: BoolArray | None = None
     cameras: tuple[str, ...] | None = None
     captured_s: Float64Array | None = None
+    classes: IntArray | None = None
 
     def __post_init__(self) -> None:
         m = len(self.ids)
@@ -252,7 +285,8 @@ class RejectedSample:
 class Selection:
     """A ranked batch. `notes` says what had to give (a relaxed quota, too few candidates).
 
-    `budget` and `spent` (never above it) count in `unit`.
+    `budget` and `spent` (never above it) count in `unit`. `cells` are what the embedding space of a large pool was cut
+    into, to be handed in with the next round's pool; a small pool has none.
     """
 
     items: tuple[SelectedSample, ...]
@@ -265,6 +299,7 @@ class Selection:
     notes: tuple[str, ...] = ()
     unit: BudgetUnit = "images"
     spent: float = 0.0
+    cells: Cells | None = field(default=None, compare=False, repr=False)
 
     @property
     def per_device(self) -> dict[str, int]:
@@ -275,48 +310,3 @@ class Selection:
     def per_role(self) -> dict[str, int]:
         """Count chosen samples by role."""
         return dict(sorted(Counter(item.role.value for item in self.items).items()))
-
-
-@dataclass(frozen=True, eq=False)
-class QueryProblem:
-    """What a strategy sees: N distinct sights, of which `candidates` may be asked.
-
-    `embeddings` float32 [N, D] and `labelled` float32 [M, D] have unit rows; `probabilities` float32 [N, K] or None;
-    `uncertainty` float64 [N] in [0, 1] or None stands in for what would be computed from the probabilities;
-    `weights` float64 [N] is each sight's tempered multiplicity; `evidence` float64 [N] in [0, 1] is feedback that the
-    prediction is wrong; `candidates` int64 [C] indexes the N rows.
-    """
-
-    embeddings: Float32Array
-    probabilities: Float32Array | None
-    weights: Float64Array
-    evidence: Float64Array
-    candidates: IntArray
-    labelled: Float32Array = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    uncertainty: Float64Array | None = None
-
-
-@runtime_checkable
-class Utilities(Protocol):
-    """Utilities of C candidates that can only fall while a batch grows (higher = ask sooner).
-
-    That one property lets a single lazy greedy engine serve strategies that look at points and at sets.
-    """
-
-    @property
-    def initial(self) -> Float64Array:
-        """Utilities float64 [C] before anything is picked; finite."""
-
-    def current(self, candidate: int) -> float:
-        """Utility of one candidate given what was added; never above an earlier value."""
-
-    def add(self, candidate: int) -> None:
-        """Take the candidate into the batch."""
-
-
-@runtime_checkable
-class QueryStrategy(Protocol):
-    """A rule that says which candidates are worth a person's minute."""
-
-    def utilities(self, problem: QueryProblem, rng: np.random.Generator) -> Utilities:
-        """Open the utilities of a problem's candidates."""

@@ -1,4 +1,4 @@
-"""What looks alike: near-duplicate clusters, similarity to what is labelled, and the coverage kernel."""
+"""What looks alike: leaders of near-duplicates, similarity to what is labelled, scenes, the radius of coverage."""
 
 from __future__ import annotations
 
@@ -7,60 +7,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curate.errors import SelectionError
-from curate.selection.base import Float32Array, Float64Array, IntArray
+from curate.selection.base import BoolArray, Float32Array, Float64Array, IntArray
+from curate.selection.rows import Rows, number_names
 
 CHUNK_ROWS = 1024
 # Float32 cosines of identical rows miss 1 by about 1e-7; asking for more would split exact copies.
 MAX_COSINE = 1.0 - 1e-6
-
-
-def unit_rows(embeddings: Float32Array) -> Float32Array:
-    """Return the rows scaled to length 1, float32 [N, D]; zero rows stay zero."""
-    rows = np.ascontiguousarray(embeddings, dtype=np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(norms > 0, norms, 1), dtype=np.float32)
-
-
-def near_duplicate_clusters(
-    embeddings: Float32Array, groups: Sequence[str], threshold: float, *, group_threshold: float | None = None
-) -> IntArray:
-    """Return a cluster number for each row, int64 [N], numbered from 0 in order of first appearance.
-
-    Two steps of leader clustering on cosine similarity: first within each group at `group_threshold` (default: the same
-    threshold), then between the group leaders at `threshold`. Every member is close to a leader, so similarity does not
-    chain a whole class into one cluster as single linkage would. Rows are visited in the order given: sort them by id
-    for a result that does not depend on how they were read. Memory: one block of 1,024 rows by all leaders.
-    Raises `SelectionError` when lengths differ or a number is not finite.
-    """
-    if len(groups) != len(embeddings):
-        raise SelectionError(f"{len(embeddings)} embeddings but {len(groups)} groups")
-    if not np.isfinite(embeddings).all():
-        raise SelectionError("near-duplicates cannot be found among embeddings that are not finite")
-    unit = unit_rows(embeddings)
-    leader_of = np.arange(len(unit))
-    for rows in _rows_by_group(groups):
-        leader_of[rows] = rows[_leaders(unit[rows], threshold if group_threshold is None else group_threshold)]
-    tops = np.unique(leader_of)
-    top_of = dict(zip(tops.tolist(), tops[_leaders(unit[tops], threshold)].tolist(), strict=True))
-    return _renumbered([top_of[leader] for leader in leader_of.tolist()])
+BLOCK_COSINES = 2**22
+CLOCK_SLACK_S = 1e-3  # sums of seconds since 1970 round at about a microsecond
+RADIUS_ROWS = 4096
+"""The median that sets the radius is taken over at most about so many labels."""
 
 
 def nearest_similarity(rows: Float32Array, references: Float32Array) -> Float64Array:
     """Return each unit row's highest cosine to the unit references, float64 [N]; -1 when there are none."""
     best = np.full(len(rows), -1.0)
     if len(references):
-        for start in range(0, len(rows), CHUNK_ROWS):
-            block = slice(start, start + CHUNK_ROWS)
+        step = _rows_a_block(len(references))
+        for start in range(0, len(rows), step):
+            block = slice(start, start + step)
             best[block] = (rows[block] @ references.T).max(axis=1)
     return np.clip(best, -1.0, 1.0)
+
+
+def _rows_a_block(references: int) -> int:
+    """Return how many rows may be compared with so many references at once, in at most 16 MiB."""
+    return max(1, min(CHUNK_ROWS, BLOCK_COSINES // references))
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
     """What was seen where and when: unit embeddings float32 [N, D], cameras [N], seconds float64 [N]."""
 
-    unit: Float32Array
+    unit: Rows
     cameras: tuple[str, ...]
     captured_s: Float64Array
 
@@ -76,32 +55,21 @@ def shared_scenes(rows: Moments, references: Moments, *, gap_s: float, cosine: f
     Within so short a time a much lower similarity than that of a near-duplicate means the same object: on bursty frames
     0.6 finds 99.9 % of the pairs that show one object, and a quarter of the pairs that do not.
     """
-    by_camera: dict[str, list[int]] = {}
-    for row, camera in enumerate(rows.cameras):
-        by_camera.setdefault(camera, []).append(row)
-    members = {camera: np.asarray(found) for camera, found in by_camera.items()}
+    cameras = number_names((*rows.cameras, *references.cameras))
+    here, there = cameras[: len(rows.cameras)], cameras[len(rows.cameras) :]
+    by_time = np.lexsort((rows.captured_s, here))
+    bounds = np.searchsorted(here[by_time], np.arange(cameras.max(initial=-1) + 2))
+    known = references.unit[slice(None)]
     pairs: list[tuple[int, int]] = []
-    for reference, camera in enumerate(references.cameras):
-        here = members.get(camera)
-        if here is None:
-            continue
-        near = here[np.abs(rows.captured_s[here] - references.captured_s[reference]) <= gap_s]
-        alike = near[rows.unit[near] @ references.unit[reference] >= cosine]
-        pairs.extend((row, reference) for row in alike.tolist())
+    for reference, (camera, moment) in enumerate(zip(there.tolist(), references.captured_s.tolist(), strict=True)):
+        on_camera = by_time[bounds[camera] : bounds[camera + 1]]
+        seconds = rows.captured_s[on_camera]
+        window = slice(*np.searchsorted(seconds, [moment - gap_s - CLOCK_SLACK_S, moment + gap_s + CLOCK_SLACK_S]))
+        near = np.sort(on_camera[window][np.abs(seconds[window] - moment) <= gap_s])
+        if len(near):
+            alike = near[rows.unit[near] @ known[reference] >= cosine]
+            pairs.extend((row, reference) for row in alike.tolist())
     return pairs
-
-
-def rbf_kernel(rows: Float32Array, columns: Float32Array, radius: float) -> Float32Array:
-    """Return exp(-‖x - y‖² / radius²) between unit rows, float32 [R, C], using ‖x - y‖² = 2 - 2 x·y."""
-    kernel = rows @ columns.T
-    scale = np.float32(2.0 / radius**2)
-    for start in range(0, len(kernel), CHUNK_ROWS):  # in place, block by block: one kernel in memory, not three
-        block = kernel[start : start + CHUNK_ROWS]
-        block -= 1
-        block *= scale
-        np.minimum(block, 0, out=block)
-        np.exp(block, out=block)
-    return np.asarray(kernel, dtype=np.float32)
 
 
 def coverage_radius(labelled: Float32Array, *, floor: float, ceiling: float) -> float:
@@ -113,52 +81,57 @@ def coverage_radius(labelled: Float32Array, *, floor: float, ceiling: float) -> 
     """
     if len(labelled) < 2:
         return ceiling
-    nearest = np.empty(len(labelled))
-    for start in range(0, len(labelled), CHUNK_ROWS):
-        cosines = labelled[start : start + CHUNK_ROWS] @ labelled.T
-        own = np.arange(len(cosines))
-        cosines[own, start + own] = -1.0
-        nearest[start : start + CHUNK_ROWS] = cosines.max(axis=1)
+    asked = np.arange(0, len(labelled), -(-len(labelled) // RADIUS_ROWS))
+    nearest = np.empty(len(asked))
+    step = _rows_a_block(len(labelled))
+    for start in range(0, len(asked), step):
+        own = asked[start : start + step]
+        cosines = labelled[own] @ labelled.T
+        cosines[np.arange(len(own)), own] = -1.0
+        nearest[start : start + step] = cosines.max(axis=1)
     distances = np.sqrt(np.clip(2.0 - 2.0 * nearest, 0.0, None))
     return float(np.clip(np.median(distances), floor, ceiling))
 
 
-def _leaders(unit: Float32Array, threshold: float) -> IntArray:
-    """Return the row that leads each row: leaders are taken in order, then every row joins its most similar one."""
+def find_leaders(unit: Rows, threshold: float) -> IntArray:
+    """Return the row that leads each row: leaders are taken in order, then every row joins its most similar one.
+
+    Int64 [N]. Costs leaders times rows; memory: the leaders, and a block of 1,024 rows by all of them.
+    """
     cut = min(threshold, MAX_COSINE)
-    leaders = np.empty(len(unit), dtype=np.int64)
-    count = 0
+    leaders: list[int] = []
+    heads: Float32Array | None = None
+    inner = unit[slice(0)]
     for start in range(0, len(unit), CHUNK_ROWS):
-        block = unit[start : start + CHUNK_ROWS]
-        led = nearest_similarity(block, unit[leaders[:count]]) >= cut
-        inner = block @ block.T if not led.all() else block[:0]
-        for offset in range(len(block)):
-            if not led[offset]:
-                led |= inner[offset] >= cut
-                leaders[count] = start + offset
-                count += 1
-    return _most_similar(unit, leaders[:count])
-
-
-def _most_similar(unit: Float32Array, leaders: IntArray) -> IntArray:
-    """Return for each row the most similar of the leading rows; a leader leads itself."""
+        block = unit[slice(start, start + CHUNK_ROWS)]
+        led = np.zeros(len(block), np.bool_) if heads is None else nearest_similarity(block, heads) >= cut
+        if led.all():
+            continue
+        inner = block @ block.T
+        new = _lead_block(inner >= cut, led)
+        leaders += [start + row for row in new]
+        heads = block[new] if heads is None else np.concatenate([heads, block[new]])
+    chosen = np.asarray(leaders, dtype=np.int64)
+    if heads is None or len(chosen) == len(unit):
+        return chosen
     choice = np.empty(len(unit), dtype=np.int64)
     for start in range(0, len(unit), CHUNK_ROWS):
-        block = slice(start, start + CHUNK_ROWS)
-        choice[block] = leaders[(unit[block] @ unit[leaders].T).argmax(axis=1)]
-    choice[leaders] = leaders
+        rows = slice(start, start + CHUNK_ROWS)
+        cosines = inner[:, chosen] if len(unit) <= CHUNK_ROWS else unit[rows] @ heads.T
+        choice[rows] = chosen[cosines.argmax(axis=1)]
+    choice[chosen] = chosen
     return choice
 
 
-def _rows_by_group(groups: Sequence[str]) -> list[IntArray]:
-    """Return the row numbers of each group that has more than one row."""
-    rows: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows.setdefault(group, []).append(row)
-    return [np.asarray(members) for members in rows.values() if len(members) > 1]
-
-
-def _renumbered(labels: Sequence[int]) -> IntArray:
-    """Return the labels numbered from 0 in order of first appearance."""
-    numbers: dict[int, int] = {}
-    return np.asarray([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
+def _lead_block(near: BoolArray, led: BoolArray) -> list[int]:
+    """Return which rows of a block lead, given who is near whom and who is led from before."""
+    np.fill_diagonal(near, val=True)
+    free = np.flatnonzero(~led)
+    if np.count_nonzero(near[free][:, free]) == len(free):  # nobody is near anybody: the usual case
+        return list(map(int, free))
+    led, leaders = led.copy(), []
+    for row in free.tolist():
+        if not led[row]:
+            led |= near[row]
+            leaders.append(row)
+    return leaders

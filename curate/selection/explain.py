@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from curate.selection.audit import AuditDraw
 from curate.selection.balance import ROUNDING, interleave
 from curate.selection.base import SampleRole, SelectedSample, SelectionPolicy
+from curate.selection.diversity import nearest_similarity
 from curate.selection.sights import Sights
 
 
@@ -25,6 +28,7 @@ class ActivePick:
 
 def audit_items(sights: Sights, draws: Sequence[AuditDraw]) -> list[SelectedSample]:
     """Return the audit share with its inclusion probabilities, not yet ranked."""
+    nearest = _nearest(sights, [draw.row for draw in draws])
     return [
         SelectedSample(
             sample_id=sights.pool.ids[draw.row],
@@ -36,15 +40,16 @@ def audit_items(sights: Sights, draws: Sequence[AuditDraw]) -> list[SelectedSamp
             cluster=int(sights.cluster[draw.row]),
             stands_for=1,
             inclusion_probability=draw.inclusion_probability,
-            nearest_labelled=_nearest(sights, draw.row),
+            nearest_labelled=near,
             cost=float(sights.cost[draw.row]),
         )
-        for draw in draws
+        for draw, near in zip(draws, nearest, strict=True)
     ]
 
 
 def active_items(sights: Sights, picks: Sequence[ActivePick], policy: SelectionPolicy) -> list[SelectedSample]:
     """Return the active share with the reasons of each pick, not yet ranked."""
+    nearest = _nearest(sights, [pick.row for pick in picks])
     return [
         SelectedSample(
             sample_id=sights.pool.ids[pick.row],
@@ -52,20 +57,19 @@ def active_items(sights: Sights, picks: Sequence[ActivePick], policy: SelectionP
             role=SampleRole.ACTIVE,
             device=sights.pool.devices[pick.row],
             utility=pick.utility,
-            reasons=_explain(sights, pick, policy),
+            reasons=_explain(sights, pick, near, policy),
             cluster=int(sights.cluster[pick.row]),
             stands_for=1 if pick.caveats else int(sights.size[sights.cluster[pick.row]]),
-            nearest_labelled=_nearest(sights, pick.row),
+            nearest_labelled=near,
             cost=float(sights.cost[pick.row]),
         )
-        for pick in picks
+        for pick, near in zip(picks, nearest, strict=True)
     ]
 
 
-def _explain(sights: Sights, pick: ActivePick, policy: SelectionPolicy) -> tuple[str, ...]:
+def _explain(sights: Sights, pick: ActivePick, nearest: float | None, policy: SelectionPolicy) -> tuple[str, ...]:
     """Say in words why a person's minute goes to this row."""
     row, size = pick.row, int(sights.size[sights.cluster[pick.row]])
-    nearest = _nearest(sights, row)
     chosen_by = "explored at random" if pick.explored else policy.strategy
     kind = f"{policy.uncertainty.replace('_', ' ')} " if sights.pool.uncertainty is None else ""
     reasons = [f"{chosen_by}: {kind}uncertainty {sights.uncertainty[row]:.2f}"]
@@ -77,8 +81,11 @@ def _explain(sights: Sights, pick: ActivePick, policy: SelectionPolicy) -> tuple
     return (*reasons, *pick.caveats)
 
 
-def _nearest(sights: Sights, row: int) -> float | None:
-    return float(sights.nearest_training[row]) if len(sights.training) else None
+def _nearest(sights: Sights, rows: Sequence[int]) -> list[float | None]:
+    """Return each row's cosine to the closest of all training labels, in whatever cell: few rows are explained."""
+    if not len(sights.training):
+        return [None] * len(rows)
+    return list(nearest_similarity(sights.unit[np.asarray(rows, np.int64)], sights.training).tolist())
 
 
 def ranked(audit: Sequence[SelectedSample], active: Sequence[SelectedSample]) -> tuple[SelectedSample, ...]:

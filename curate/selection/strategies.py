@@ -10,13 +10,16 @@ import numpy as np
 from curate.selection.base import (
     Float32Array,
     Float64Array,
-    QueryProblem,
-    QueryStrategy,
     SelectionPolicy,
-    Utilities,
 )
-from curate.selection.diversity import CHUNK_ROWS, coverage_radius, nearest_similarity, rbf_kernel
+from curate.selection.cells import CellIndex
+from curate.selection.diversity import coverage_radius
+from curate.selection.kernel import CoverageKernel, build_kernel
+from curate.selection.query import QueryProblem, QueryStrategy, Utilities
+from curate.selection.rows import blocks
 from curate.selection.uncertainty import UncertaintyKind, raise_by_evidence, rate_uncertainty
+
+CHUNK_CANDIDATES = 1024
 
 
 @dataclass(frozen=True)
@@ -36,26 +39,31 @@ class FixedUtilities:
 class CoverageUtilities:
     """Marginal gains of the weighted coverage Σ_n w_n · max_{s ∈ S} k(x_n, s), which is submodular.
 
-    `kernel` float32 [C, N], `weights` float32 [N], `covered` float32 [N] (by what is labelled already).
+    `kernel` of C candidates and N points, which is taken over: its values are weighed in place; `weights` float32 [N],
+    `covered` float32 [N] (by what is labelled already).
     """
 
-    def __init__(self, kernel: Float32Array, weights: Float32Array, covered: Float32Array) -> None:
-        self._kernel, self._weights, self._covered = kernel, weights, covered.copy()
-        self.initial: Float64Array = np.zeros(len(kernel))
-        for start in range(0, len(kernel), CHUNK_ROWS):
-            block = slice(start, start + CHUNK_ROWS)
-            self.initial[block] = self._gains(kernel[block])
+    def __init__(self, kernel: CoverageKernel, weights: Float32Array, covered: Float32Array) -> None:
+        self._starts, self._columns, self._values = kernel.starts, kernel.columns, kernel.values
+        self._covered = covered * weights  # w · max(k - c, 0) = max(w · k - w · c, 0): one lookup a point, not two
+        self.initial: Float64Array = np.zeros(len(self._starts) - 1)
+        for block in blocks(len(self.initial), CHUNK_CANDIDATES):
+            first, last = self._starts[block.start], self._starts[block.stop]
+            here = self._columns[first:last]
+            self._values[first:last] *= weights[here]
+            gains = np.maximum(self._values[first:last] - self._covered[here], 0)
+            self.initial[block] = np.add.reduceat(gains, self._starts[block] - first)
 
     def current(self, candidate: int) -> float:
         """Return the coverage that the candidate would still add."""
-        return float(self._gains(self._kernel[candidate]))
+        row = slice(self._starts[candidate], self._starts[candidate + 1])
+        return float(np.maximum(self._values[row] - self._covered[self._columns[row]], 0).sum())
 
     def add(self, candidate: int) -> None:
         """Cover what the candidate covers."""
-        np.maximum(self._covered, self._kernel[candidate], out=self._covered)
-
-    def _gains(self, rows: Float32Array) -> Float32Array:
-        return np.asarray(np.maximum(rows - self._covered, 0) @ self._weights)
+        row = slice(self._starts[candidate], self._starts[candidate + 1])
+        here = self._columns[row]
+        self._covered[here] = np.maximum(self._covered[here], self._values[row])
 
 
 class DistanceUtilities:
@@ -110,10 +118,11 @@ class UHerdingStrategy:
             rate_uncertainty(self.kind, problem.probabilities, problem.uncertainty), problem.evidence
         )
         weights = problem.weights * uncertainty / problem.weights.sum()
-        kernel = rbf_kernel(problem.embeddings[problem.candidates], problem.embeddings, radius)
+        cells = problem.cells or CellIndex.whole(len(problem.embeddings))
+        kernel = build_kernel(problem.embeddings, problem.candidates, cells, radius, max_entries=problem.max_entries)
         covered: Float32Array = np.zeros(len(problem.embeddings), np.float32)
         if len(problem.labelled):
-            distance = _distance(nearest_similarity(problem.embeddings, problem.labelled))
+            distance = _distance(problem.nearest_labelled)
             covered = np.exp(-((distance / radius) ** 2)).astype(np.float32)
         return CoverageUtilities(kernel, weights.astype(np.float32), covered)
 
@@ -125,7 +134,7 @@ class KCenterStrategy:
     def utilities(self, problem: QueryProblem, rng: np.random.Generator) -> Utilities:  # noqa: ARG002 (the protocol's)
         """Return distances on the unit sphere to the nearest sight taken."""
         candidates = problem.embeddings[problem.candidates]
-        return DistanceUtilities(candidates, nearest_similarity(candidates, problem.labelled))
+        return DistanceUtilities(candidates, problem.nearest_labelled[problem.candidates])
 
 
 STRATEGIES: dict[str, Callable[[SelectionPolicy], QueryStrategy]] = {

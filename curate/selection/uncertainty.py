@@ -61,6 +61,12 @@ def rate_uncertainty(
     return UNCERTAINTIES[kind](probabilities)
 
 
+def mix_disagreement(uncertainty: Float64Array, disagreement: Float64Array, weight: float) -> Float64Array:
+    """Return the weighted mean of both, float64 [N]; where the disagreement is NaN the uncertainty stands alone."""
+    known = np.where(np.isnan(disagreement), uncertainty, disagreement)
+    return np.asarray((1.0 - weight) * uncertainty + weight * known)
+
+
 def raise_by_evidence(uncertainty: Float64Array, evidence: Float64Array) -> Float64Array:
     """Return uncertainty lifted by independent evidence of a wrong prediction (noisy-or), float64 [N] in [0, 1]."""
     return np.asarray(1.0 - (1.0 - np.clip(uncertainty, 0.0, 1.0)) * (1.0 - np.clip(evidence, 0.0, 1.0)))

@@ -12,14 +12,12 @@ from curate.errors import SelectionError
 from curate.selection.base import (
     CandidatePool,
     LabelledSet,
-    QueryProblem,
-    QueryStrategy,
     Selection,
     SelectionPolicy,
-    Utilities,
 )
 from curate.selection.batch import select_batch
-from curate.selection.diversity import unit_rows
+from curate.selection.query import QueryProblem, QueryStrategy, Utilities
+from curate.selection.rows import unit_rows
 from curate.selection.strategies import STRATEGIES
 
 pytestmark = pytest.mark.parametrize("strategy", sorted(STRATEGIES))

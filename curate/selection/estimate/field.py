@@ -40,7 +40,16 @@ def estimate_field(
     """
     pi = np.asarray(inclusion_probability, np.float64)
     _verify_audit(len(evidence), pi, bursts, confidence)
-    weights = 1.0 / pi
+    return estimate_weighted(evidence, 1.0 / pi, bursts, confidence=confidence)
+
+
+def estimate_weighted(
+    evidence: Evidence, weights: Float64Array, bursts: Sequence[str], *, confidence: float = 0.95
+) -> FieldEstimate | None:
+    """Do the same with how many frames each capture stands for, float64 [n] > 0; only their ratios count.
+
+    Returns None without captures, too.
+    """
     value = evidence.value(weights)
     if not np.isfinite(value):
         return None

@@ -1,0 +1,117 @@
+"""Which captures show the same sight: leader clustering within bursts, then within the cells of the embedding space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from curate.errors import SelectionError
+from curate.selection.base import EmbeddingArray, Float32Array, IntArray
+from curate.selection.cells import CellIndex
+from curate.selection.diversity import MAX_COSINE, find_leaders
+from curate.selection.rows import BLOCK_ROWS, Rows, UnitRows, blocks, number_names
+
+STACKED_ROWS = 128
+"""Bursts up to this long are compared many at a time."""
+MAX_BURST_ROWS = 16_384
+"""A longer burst is cut into runs of so many rows, so that one endless burst cannot make the cost quadratic."""
+
+
+def near_duplicate_clusters(
+    embeddings: EmbeddingArray, groups: Sequence[str], threshold: float, *, group_threshold: float | None = None
+) -> IntArray:
+    """Return a cluster number for each row, int64 [N], numbered from 0 in order of first appearance.
+
+    Two steps of leader clustering on cosine similarity: first within each group at `group_threshold` (default: the same
+    threshold), then between the group leaders at `threshold`. Every member is close to a leader, so similarity does not
+    chain a whole class into one cluster as single linkage would. Rows are visited in the order given: sort them by id
+    for a result that does not depend on how they were read. All rows are one cell here: the cost of the second step is
+    leaders times rows. Memory: one block of 1,024 rows by all leaders.
+    Raises `SelectionError` when lengths differ or a number is not finite.
+    """
+    if len(groups) != len(embeddings):
+        raise SelectionError(f"{len(embeddings)} embeddings but {len(groups)} groups")
+    if not np.isfinite(embeddings).all():
+        raise SelectionError("near-duplicates cannot be found among embeddings that are not finite")
+    unit = UnitRows(embeddings)
+    leader_of = burst_leaders(unit, number_names(groups), threshold if group_threshold is None else group_threshold)
+    tops = np.unique(leader_of)
+    return number_sights(leader_of, tops, find_leaders(unit.take(tops), threshold))
+
+
+def burst_leaders(unit: Rows, groups: IntArray, threshold: float) -> IntArray:
+    """Return the row that leads each row within its group, int64 [N]; `groups` int64 [N] numbers them."""
+    leader_of = np.arange(len(unit))
+    cut = min(threshold, MAX_COSINE)
+    for stack in _stacks(groups):
+        bursts, size = stack.shape
+        if size > STACKED_ROWS:
+            for rows in stack:
+                leader_of[rows] = rows[find_leaders(_Part(unit, rows), threshold)]
+            continue
+        found = unit[stack.ravel()].reshape(bursts, size, -1)
+        leading = _lead_stack(found @ found.transpose(0, 2, 1), cut)
+        leader_of[stack] = np.take_along_axis(stack, leading, axis=1)
+    return leader_of
+
+
+def cell_leaders(unit: Rows, rows: IntArray, index: CellIndex, threshold: float) -> IntArray:
+    """Return which of T rows leads each of them within its cell: int64 [T] of positions in `rows`, as in `index`."""
+    leading = np.arange(len(rows))
+    for cell in range(index.count):
+        members = index.members(cell)
+        if len(members) > 1:
+            leading[members] = members[find_leaders(_Part(unit, rows[members]), threshold)]
+    return leading
+
+
+def number_sights(leader_of: IntArray, tops: IntArray, leading: IntArray) -> IntArray:
+    """Return each row's sight, int64 [N], numbered in order of first appearance.
+
+    `leader_of` int64 [N] is each row's leader within its burst; `tops` int64 [T] are those leaders, ascending;
+    `leading` int64 [T] says which of them leads each.
+    """
+    final = leading[np.searchsorted(tops, leader_of)]
+    _, first, label = np.unique(final, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return np.asarray(rank[label], np.int64)
+
+
+class _Part:
+    """Some rows of a larger view."""
+
+    def __init__(self, unit: Rows, index: IntArray) -> None:
+        self._unit, self._index = unit, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, rows: slice | IntArray, /) -> Float32Array:
+        return self._unit[self._index[rows]]
+
+
+def _stacks(groups: IntArray) -> Iterator[IntArray]:
+    """Yield the row numbers of bursts of one length together, int64 [G, length]; rows that are alone not at all."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    place = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    starts = np.flatnonzero(place % MAX_BURST_ROWS == 0)
+    lengths = np.diff(starts, append=len(order))
+    for length in np.unique(lengths[lengths > 1]).tolist():
+        begins = starts[lengths == length]
+        for block in blocks(len(begins), max(1, BLOCK_ROWS // length)):
+            yield order[begins[block, None] + np.arange(length)]
+
+
+def _lead_stack(cosines: Float32Array, cut: float) -> IntArray:
+    """Do for G bursts of g rows at once what `find_leaders` does for one; `cosines` float32 [G, g, g]."""
+    near = cosines >= cut
+    led = np.zeros(near.shape[:2], np.bool_)
+    leads = np.zeros(near.shape[:2], np.bool_)
+    for row in range(near.shape[1]):
+        leads[:, row] = ~led[:, row]
+        led |= leads[:, row, None] & near[:, row]
+    choice = np.where(leads[:, None, :], cosines, -2).argmax(axis=2)
+    return np.where(leads, np.arange(near.shape[1]), choice)
