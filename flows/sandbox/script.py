@@ -42,8 +42,8 @@ class DemoScript:
     rounds: int = 2
     budget: int = 200
     fps: float = 20.0
-    window_s: float = 40.0
-    pool_per_label: float = 1.5
+    window_s: float = 45.0
+    pool_per_label: int = 2
     kill_pause_s: tuple[float, float] = (6.0, 25.0)
     chaos: tuple[str, ...] = ()
     """Kinds of process to kill at random moments: agent, flow, label-studio, s3."""
@@ -51,7 +51,7 @@ class DemoScript:
     @property
     def min_pool(self) -> int:
         """Captures a round waits for, so that there is something to choose from."""
-        return round(self.pool_per_label * self.budget)
+        return self.pool_per_label * self.budget
 
 
 @dataclass

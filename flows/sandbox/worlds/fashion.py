@@ -66,11 +66,12 @@ class FashionWorld:
 
     def cloud_config(self) -> Json:
         """Small frames in fast bursts."""
+        longest_burst_s = self.world.max_burst_frames / self._script.fps
         return {
             "labels_file": str(LABELS_FILE),
             "training": {"threads": 1},  # agents and services share the two cores
-            "split": {"block_s": 1.0},
-            "selection": {"scene_gap_s": 1.2},
+            "split": {"block_s": longest_burst_s},
+            "selection": {"scene_gap_s": 1.2 * longest_burst_s},
             "capture_policy": {"version": "demo", "random_probability": 0.06, "uncertain_budget_fraction": 0.05},
         }
 
