@@ -56,12 +56,7 @@ def select_batch(
     Raises `SelectionError` on an empty pool, a budget below 1, a negative seed, or embeddings whose width differs from
     the labelled ones, or a budget of boxes or minutes for a pool without costs.
     """
-    _verify_request(pool, labelled, budget, seed)
-    if policy.budget_unit != "images" and pool.cost is None:
-        raise SelectionError(
-            f"a budget of {policy.budget_unit} needs the cost of every capture",
-            hint="set selection.budget_unit: images",
-        )
+    _verify_request(pool, labelled, policy, budget, seed)
     progress("read rows")
     scan = scan_rows(pool.embeddings)
     faults = find_faults(pool, scan, frozenset(labelled.ids))
@@ -108,7 +103,9 @@ def _by_id(rejected: RejectedSample) -> str:
     return rejected.sample_id
 
 
-def _verify_request(pool: CandidatePool, labelled: LabelledSet, budget: int, seed: int) -> None:
+def _verify_request(
+    pool: CandidatePool, labelled: LabelledSet, policy: SelectionPolicy, budget: int, seed: int
+) -> None:
     if len(pool) == 0:
         raise SelectionError("the pool is empty", hint="wait for captures to be ingested")
     if seed < 0:
@@ -119,6 +116,11 @@ def _verify_request(pool: CandidatePool, labelled: LabelledSet, budget: int, see
         raise SelectionError(
             f"pool embeddings have {pool.embeddings.shape[1]} numbers, labelled ones {labelled.embeddings.shape[1]}",
             hint="embed both with the same release",
+        )
+    if policy.budget_unit != "images" and pool.cost is None:
+        raise SelectionError(
+            f"a budget of {policy.budget_unit} needs the cost of every capture",
+            hint="set selection.budget_unit: images",
         )
 
 
