@@ -43,7 +43,7 @@ class DemoScript:
     budget: int = 200
     fps: float = 30.0
     window_s: float = 45.0
-    pool_per_label: int = 2
+    pool_per_label: int = 4
     kill_pause_s: tuple[float, float] = (6.0, 25.0)
     chaos: tuple[str, ...] = ()
     """Kinds of process to kill at random moments: agent, flow, label-studio, s3."""

@@ -149,6 +149,8 @@ def _describe_prefect(stack: Stack, folder: Path) -> Service:
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_CLI_COLORS": "false",
+        # On SQLite, marking a run as late waits for a lock that it holds itself: the whole server stands for 60 s.
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
     }
     return Service(
         name=PREFECT,
