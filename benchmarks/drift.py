@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from curate.selection.drift.watch import DriftPolicy, Sights, watch_camera
+from edge_agent.bench.command import replace_table
 
 POLICY = DriftPolicy()
 START = datetime(2026, 1, 5, tzinfo=UTC)
-MEASURED = ("<!-- measured: begin -->", "<!-- measured: end -->")
 KINDS, WIDTH = 10, 32
 
 
@@ -131,9 +131,7 @@ def main() -> None:
         lines.append(measure_changed(replace(street), options.runs))
         print(lines[-1], flush=True)
     if options.write:
-        before, rest = options.write.read_text().split(MEASURED[0])
-        after = rest.split(MEASURED[1])[1]
-        options.write.write_text(f"{before}{MEASURED[0]}\n" + "\n".join(lines) + f"\n{MEASURED[1]}{after}")
+        options.write.write_text(replace_table(options.write.read_text(), "\n".join([*lines, ""])))
 
 
 if __name__ == "__main__":

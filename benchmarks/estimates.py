@@ -25,9 +25,9 @@ from curate.selection.estimate.field import FieldEstimate, estimate_weighted
 from curate.selection.estimate.slices import estimate_slices
 from curate.selection.estimate.surrogate import Answers, describe_captures, predict_correctness
 from curate.selection.estimate.weighting import post_stratify
+from edge_agent.bench.command import replace_table
 
 Numbers = NDArray[np.float64]
-MEASURED = ("<!-- measured: begin -->", "<!-- measured: end -->")
 
 
 @dataclass(frozen=True)
@@ -259,9 +259,7 @@ def main() -> None:
         lines.append(f"| {world.name} | {held:.3f} | {of_told:.3f} | {told:.2f} |")
         print(lines[-1], flush=True)
     if options.write:
-        before, rest = options.write.read_text().split(MEASURED[0])
-        after = rest.split(MEASURED[1])[1]
-        options.write.write_text(f"{before}{MEASURED[0]}\n" + "\n".join(lines) + f"\n{MEASURED[1]}{after}")
+        options.write.write_text(replace_table(options.write.read_text(), "\n".join([*lines, ""])))
 
 
 if __name__ == "__main__":

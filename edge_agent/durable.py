@@ -205,11 +205,6 @@ def unseal(raw: bytes) -> tuple[bytes, bytes]:
     return header, payload
 
 
-def load_header(path: Path) -> bytes:
-    """Read only the header of a sealed file; raises as `load_header_and_size`."""
-    return load_header_and_size(path)[0]
-
-
 def load_header_and_size(path: Path) -> tuple[bytes, int]:
     """Read only the header of a sealed file, so that opening a big spool does not read its images.
 

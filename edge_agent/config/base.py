@@ -14,6 +14,7 @@ ShortName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]
 
 
 def anchor(path: Path, info: ValidationInfo) -> Path:
+    """Return where a relative path of the configuration starts: its file's folder, when the reader told it."""
     context: dict[str, Path] = info.context or {}
     return context.get("base", Path()) / path.expanduser()
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from curate.contracts.capture import Arm, BatchRecord, CaptureRecord
 from curate.contracts.telemetry import DeviceCounters
 from edge_agent.clock import Clock
-from edge_agent.durable import load_header, persist_bytes, seal, sealed_bytes, unseal
+from edge_agent.durable import load_header_and_size, persist_bytes, seal, sealed_bytes, unseal
 from edge_agent.errors import CorruptFileError, SpoolUnavailableError
 from edge_agent.ledger import Ledger
 from edge_agent.spool.files import SpoolFolder
@@ -59,7 +59,7 @@ def test_a_sealed_file_gives_back_its_parts_and_notices_any_flipped_bit(tmp_path
             unseal(bytes(damaged))
     (tmp_path / "f").write_bytes(raw[:-1])
     with pytest.raises(CorruptFileError):
-        load_header(tmp_path / "f")
+        load_header_and_size(tmp_path / "f")
 
 
 def test_what_was_put_is_there_after_a_restart(tmp_path: Path) -> None:

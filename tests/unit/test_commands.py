@@ -8,51 +8,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Root
 from typer.testing import CliRunner
 
-from curate.annotation.label_studio import LabelStudioBackend
-from curate.annotation.settings import LabelStudioSettings
 from curate.catalog.models import DatasetVersion, ModelRow, ModelStatus, RoundPhase
-from curate.catalog.store import Catalog
 from curate.contracts.assignment import Acknowledgement, Assignment
 from curate.contracts.paths import ack_key, desired_key, reported_key
 from curate.contracts.signing import ASSIGNMENT_KEYS_FIELD
 from curate.contracts.telemetry import DeviceCounters, ReportedState, UpdateEvent
 from curate.errors import CatalogError, ConfigError, Error, ReleaseError
-from curate.settings import Settings
-from curate.storage.local import LocalBlobStore
-from curate.storage.s3 import S3Settings
 from edge_agent.models.trust import TrustFloor, verify_assignment
 from flows._wiring import Services
 from flows.cli import app
 from flows.commands import add_device, assign_device, describe_round, fleet_rows, start_repository, verify_device_id
+from tests.fakes.wiring import local_services
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
-LABELS = Path(__file__).parents[2] / "configs" / "labels.yaml"
 
 
 @pytest.fixture
 def wired(tmp_path: Path) -> Iterator[Services]:
     """Real parts on this disk; nobody talks to Label Studio."""
-    label_studio = LabelStudioSettings(url="http://127.0.0.1:9", token=SecretStr("0" * 40))
-    settings = Settings(
-        catalog_url=f"sqlite:///{tmp_path / 'catalog.db'}",
-        cache_dir=tmp_path / "cache",
-        key_dir=tmp_path / "keys",
-        labels_file=LABELS,
-        bucket=S3Settings(bucket="gleaner"),
-        label_studio=label_studio,
-    )
-    with Catalog.open(settings.catalog_url) as catalog:
-        yield Services(
-            settings=settings,
-            store=LocalBlobStore(tmp_path / "bucket"),
-            catalog=catalog,
-            open_annotation=lambda: LabelStudioBackend(label_studio, settings.labels),
-        )
+    with local_services(tmp_path) as services:
+        yield services
 
 
 def _start(wired: Services, tmp_path: Path) -> Root:

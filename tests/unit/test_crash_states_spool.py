@@ -12,7 +12,7 @@ import pytest
 
 from curate.contracts.capture import Arm
 from curate.contracts.telemetry import DeviceCounters
-from edge_agent.durable import load_header, persist_bytes
+from edge_agent.durable import load_header_and_size, persist_bytes
 from edge_agent.ledger import Ledger
 from edge_agent.spool.files import CAPTURE_SUFFIX, CaptureHeader, SpoolFolder
 from edge_agent.spool.spool import Spool, SpoolLimits
@@ -240,7 +240,7 @@ def _counters(mark: dict[str, object]) -> DeviceCounters:
 
 def on_disk(root: Path) -> set[str]:
     folder = SpoolFolder(root)
-    headers = [load_header(path) for _, path in folder.numbered(folder.captures, CAPTURE_SUFFIX)]
+    headers = [load_header_and_size(path)[0] for _, path in folder.numbered(folder.captures, CAPTURE_SUFFIX)]
     return {CaptureHeader.from_bytes(header).record.capture_id for header in headers}
 
 

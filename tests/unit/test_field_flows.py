@@ -10,10 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pydantic import SecretStr
 
-from curate.annotation.label_studio import LabelStudioBackend
-from curate.annotation.settings import LabelStudioSettings
 from curate.catalog.models import (
     AnnotationRow,
     DatasetVersion,
@@ -24,43 +21,29 @@ from curate.catalog.models import (
     SelectedRow,
     SelectionRole,
 )
-from curate.catalog.store import Catalog
 from curate.contracts.capture import Arm, ArmOutcome, CaptureRecord
 from curate.contracts.embedding import Embedding
 from curate.contracts.prediction import ClassificationPrediction
 from curate.contracts.telemetry import DeviceCounters
 from curate.selection.drift.watch import DriftPolicy
 from curate.selection.views import FrameViews, view_frames
-from curate.settings import Settings
-from curate.storage.local import LocalBlobStore
-from curate.storage.s3 import S3Settings
 from flows._field_report import TOO_FEW, describe_field
 from flows._wiring import Services
 from flows.estimate_field import estimate_round
 from flows.watch_drift import drift_rows
 from tests.catalog_builders import NOW, batch, capture, plan
+from tests.fakes.wiring import local_services
 
 CLASSES = 10
-LABELS = Path(__file__).parents[2] / "configs" / "labels.yaml"
 CAPTURES, AUDITS = 120, 60
 
 
 @pytest.fixture
 def wired(tmp_path: Path) -> Iterator[Services]:
     """A real catalog; nobody talks to Label Studio or a bucket."""
-    label_studio = LabelStudioSettings(url="http://127.0.0.1:9", token=SecretStr("0" * 40))
-    settings = Settings(
-        catalog_url=f"sqlite:///{tmp_path / 'catalog.db'}",
-        cache_dir=tmp_path / "cache",
-        key_dir=tmp_path / "keys",
-        labels_file=LABELS,
-        bucket=S3Settings(bucket="gleaner"),
-        label_studio=label_studio,
-        drift=DriftPolicy(spacing_s=60, min_reference=40, false_alarms_per_month=1),
-    )
-    with Catalog.open(settings.catalog_url) as catalog:
-        store = LocalBlobStore(tmp_path / "bucket")
-        yield Services(settings, store, catalog, lambda: LabelStudioBackend(label_studio, settings.labels))
+    policy = DriftPolicy(spacing_s=60, min_reference=40, false_alarms_per_month=1)
+    with local_services(tmp_path, drift=policy) as services:
+        yield services
 
 
 def kept(number: int, name: str, values: NDArray[np.float64] | None = None, sure: float | None = None) -> CaptureRecord:

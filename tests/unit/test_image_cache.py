@@ -7,17 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
-from curate.annotation.settings import LabelStudioSettings
-from curate.catalog.store import Catalog
 from curate.errors import BlobNotFoundError
-from curate.settings import Settings
 from curate.storage.image_cache import ImageCache
-from curate.storage.local import LocalBlobStore
-from curate.storage.s3 import S3Settings
 from flows._blobs import fetch_images, fetch_images_if_there
-from flows._wiring import Services
+from tests.fakes.wiring import local_services
 
 
 def _key(data: bytes) -> str:
@@ -78,15 +72,12 @@ def test_a_cache_without_room_or_folder_does_no_harm(tmp_path: Path) -> None:
 
 def test_a_picture_travels_once_but_ingest_looks_again(tmp_path: Path) -> None:
     """A round reads pictures from the disk; whether a device's picture is in the bucket only the bucket can say."""
-    label_studio = LabelStudioSettings(url="http://127.0.0.1:9", token=SecretStr("0" * 40))
-    settings = Settings(bucket=S3Settings(bucket="gleaner"), label_studio=label_studio, cache_dir=tmp_path / "cache")
-    store, (gone, there) = LocalBlobStore(tmp_path / "bucket"), (_key(b"gone"), _key(b"there"))
-    store.put(gone, b"gone")
-    store.put(there, b"there")
-    with Catalog.open(f"sqlite:///{tmp_path / 'catalog.db'}") as catalog:
-        wired = Services(settings, store, catalog, lambda: pytest.fail("nobody asks for answers"))
+    gone, there = _key(b"gone"), _key(b"there")
+    with local_services(tmp_path) as wired:
+        wired.store.put(gone, b"gone")
+        wired.store.put(there, b"there")
         assert fetch_images_if_there(wired, [gone, there]) == {gone: b"gone", there: b"there"}
-        store.delete(gone)
+        wired.store.delete(gone)
         assert fetch_images(wired, [there, gone]) == [b"there", b"gone"]
         assert fetch_images_if_there(wired, [gone, there]) == {there: b"there"}
         with pytest.raises(BlobNotFoundError):

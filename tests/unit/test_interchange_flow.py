@@ -10,20 +10,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from pydantic import SecretStr
 
-from curate.annotation.label_studio import LabelStudioBackend
-from curate.annotation.settings import LabelStudioSettings
 from curate.catalog.boxes import LabelledBox, boxes_label, parse_boxes
 from curate.catalog.models import DatasetItem, DatasetVersion, Split
-from curate.catalog.store import Catalog
 from curate.errors import CatalogError
 from curate.interchange.sources import read_source
-from curate.settings import Settings
-from curate.storage.local import LocalBlobStore
-from curate.storage.s3 import S3Settings
 from flows._wiring import Services
 from flows.export_dataset import EXPORTS, export_dataset
+from tests.fakes.wiring import local_services
 
 LABELS = Path(__file__).parents[2] / "configs" / "labels-detection.yaml"
 BOX = LabelledBox("person", 1.25, 2, 30, 20.5)
@@ -32,21 +26,11 @@ BOX = LabelledBox("person", 1.25, 2, 30, 20.5)
 @pytest.fixture
 def wired(tmp_path: Path) -> Iterator[Services]:
     """Real parts on this disk, with one dataset version; nobody talks to Label Studio."""
-    label_studio = LabelStudioSettings(url="http://127.0.0.1:9", token=SecretStr("0" * 40))
-    settings = Settings(
-        catalog_url=f"sqlite:///{tmp_path / 'catalog.db'}",
-        cache_dir=tmp_path / "cache",
-        key_dir=tmp_path / "keys",
-        labels_file=LABELS,
-        bucket=S3Settings(bucket="gleaner"),
-        label_studio=label_studio,
-    )
     buffer = io.BytesIO()
     Image.new("L", (64, 48), 128).save(buffer, "JPEG")
-    with Catalog.open(settings.catalog_url) as catalog:
-        store = LocalBlobStore(tmp_path / "bucket")
-        store.put("captures/cam-1/x.jpg", buffer.getvalue())
-        yield Services(settings, store, catalog, lambda: LabelStudioBackend(label_studio, settings.labels))
+    with local_services(tmp_path, labels_file=LABELS) as services:
+        services.store.put("captures/cam-1/x.jpg", buffer.getvalue())
+        yield services
 
 
 def _version() -> DatasetVersion:
