@@ -53,6 +53,10 @@ class BlobRefusedError(StorageError):
     """The blob store refuses this one blob, or anything like it, for what it is: others may pass."""
 
 
+class BlobTooLargeError(StorageError):
+    """The blob is larger than whoever asked for it wants to read."""
+
+
 class ClockSkewError(StorageError):
     """The blob store refuses what was signed at so wrong a time."""
 

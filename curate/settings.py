@@ -51,6 +51,22 @@ class ScheduleSettings(_Section):
     collect_s: float = Field(default=300.0, gt=0)
     round_s: float = Field(default=24 * 3600.0, gt=0)
     supervise_s: float = Field(default=600.0, gt=0)
+    drift_s: float = Field(default=24 * 3600.0, gt=0)
+    savings_s: float | None = Field(
+        default=7 * 24 * 3600.0, gt=0, description="Measuring what choosing saves trains a model more; null: never."
+    )
+
+
+class ScaleSettings(_Section):
+    """Where a pool is chosen from that one machine cannot hold."""
+
+    dask_scheduler: str | None = Field(
+        default=None, description="A Dask scheduler, such as tcp://scheduler:8786; null: this machine chooses."
+    )
+    rows_per_part: int = Field(default=100_000, ge=1, description="Captures that a worker reads at a time.")
+    rows_per_shard: int = Field(
+        default=250_000, ge=1000, description="Captures that a worker chooses from; about 3 kB of memory each."
+    )
 
 
 class Settings(BaseSettings):
@@ -76,6 +92,7 @@ class Settings(BaseSettings):
     round: RoundSettings = RoundSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     selection: SelectionPolicy = SelectionPolicy()
+    scale: ScaleSettings = ScaleSettings()
     split: SplitPolicy = SplitPolicy()
     drift: DriftPolicy = DriftPolicy()
     training: TrainingRecipe = TrainingRecipe()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from curate.errors import BlobNotFoundError, TrustError
 from curate.storage.ports import BlobStore
@@ -14,6 +16,27 @@ from flows._wiring import Services
 
 PARALLEL_FETCHES = 8
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def work_ahead(work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """Yield what `work` makes of each item, in order; threads begin at most `ahead` of them before they are asked for.
+
+    An error is raised where its item's turn comes, and what was not begun is left.
+    """
+    pool = ThreadPoolExecutor(PARALLEL_FETCHES)
+    begun: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) > ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def fetch_images(wired: Services, keys: Sequence[str]) -> list[bytes]:
@@ -30,7 +53,7 @@ def fetch_images(wired: Services, keys: Sequence[str]) -> list[bytes]:
 def fetch_image(wired: Services, key: str) -> bytes:
     """Fetch one image, as `fetch_images` does."""
     known = wired.images.get(key)
-    return _fetch_fresh(wired, key) if known is None else known
+    return fetch_fresh(wired, key) if known is None else known
 
 
 def fetch_images_if_there(wired: Services, keys: Sequence[str]) -> dict[str, bytes]:
@@ -38,7 +61,7 @@ def fetch_images_if_there(wired: Services, keys: Sequence[str]) -> dict[str, byt
 
     def fetch(key: str) -> bytes | None:
         try:
-            return _fetch_fresh(wired, key)
+            return fetch_fresh(wired, key)
         except BlobNotFoundError:
             return None
 
@@ -47,7 +70,12 @@ def fetch_images_if_there(wired: Services, keys: Sequence[str]) -> dict[str, byt
         return {key: data for key, data in found if data is not None}
 
 
-def _fetch_fresh(wired: Services, key: str) -> bytes:
+def fetch_fresh(wired: Services, key: str) -> bytes:
+    """Fetch what the bucket holds now, and keep it for later.
+
+    Raises:
+        BlobNotFoundError: nothing lies there.
+    """
     data = wired.store.get(key, max_bytes=MAX_IMAGE_BYTES)
     wired.images.put(key, data)
     return data

@@ -9,11 +9,21 @@ from curate.contracts.telemetry import DeviceCounters
 from curate.selection.estimate.savings import bytes_saved
 
 TOO_FEW = "too few to tell"
+SAVINGS_FACT = "labels_saved"
+"""Under this name a round keeps how many labels choosing has saved."""
 
 
-def describe_field(number: int, field: Mapping[str, Any] | None, counters: Iterable[DeviceCounters]) -> str:
-    """Return the round's field estimate and slices, and the bytes that were not uploaded, as markdown."""
-    lines = [f"# Round {number}: the field", "", *_whole(field), "", *_bytes(counters)]
+def describe_field(
+    number: int,
+    field: Mapping[str, Any] | None,
+    counters: Iterable[DeviceCounters],
+    savings: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the round's field estimate and slices, and the labels and bytes that choosing saved, as markdown.
+
+    `savings` is what `measure-savings` noted, None while it has not run.
+    """
+    lines = [f"# Round {number}: the field", "", *_whole(field), "", _labels(number, savings), "", *_bytes(counters)]
     slices = (field or {}).get("slices", [])
     if slices:
         lines += ["", "Each interval holds for its own row: of twenty, one is expected to miss.", ""]
@@ -34,11 +44,31 @@ def _whole(field: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
+def _labels(number: int, savings: Mapping[str, Any] | None) -> str:
+    if savings is None:
+        return f"Labels saved: not measured yet; `gleaner savings {number}` trains the control."
+    return describe_savings(savings)
+
+
+def describe_savings(savings: Mapping[str, Any]) -> str:
+    """Say how many labels choosing has saved, or why that cannot be told."""
+    if savings["share"] is None:
+        return f"Labels saved: {TOO_FEW}. {savings['why'].capitalize()}."
+    low, high = savings["ci95"]
+    return (
+        f"Labels saved against random: {1 - savings['share']:.0%} (95 %: {1 - high:.0%} to {1 - low:.0%}), to be as"
+        f" good as a control that was taught with the {savings['control_labels']} explored labels alone, on"
+        f" {savings['frames']} audits. How another training, or another draw of random labels, would have come out"
+        " is not in the interval."
+    )
+
+
 def _bytes(counters: Iterable[DeviceCounters]) -> list[str]:
     saved = bytes_saved(counters)
     if saved.share is None:
         return []
-    return [f"Uploaded so far: {saved.uploaded / 1e6:.1f} MB, {saved.share:.1%} of what all frames would have been."]
+    everything = f"{saved.uploaded / 1e6:.1f} of {saved.all_frames / 1e6:.1f} MB that all frames would have been"
+    return [f"Bytes saved: {1 - saved.share:.1%}. Uploaded so far: {everything}, {saved.share:.1%}."]
 
 
 def _slice(each: Mapping[str, Any]) -> str:

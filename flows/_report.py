@@ -14,9 +14,11 @@ from matplotlib import pyplot as plt
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from curate.catalog.models import ModelRow, Round
-from flows._field_report import describe_field
+from flows._field_report import SAVINGS_FACT, describe_field
 from flows._stage import stage_task
+from flows._trust import trust_rows
 from flows._wiring import services
+from flows.explain_sheet import sheet_key
 
 
 @stage_task("publish round report")
@@ -30,8 +32,17 @@ def publish_round_artifacts(number: int) -> None:
     create_markdown_artifact(
         key=f"round-{number}-choices", markdown=_choices(number), description="What was asked, why"
     )
-    field = next((each.facts.get("field_accuracy") for each in rounds if each.number == number), None)
-    told = describe_field(number, field, catalog.device_counters().values())
+    publish_field_report(number)
+    create_table_artifact(key="trust", table=trust_rows(services()), description="Devices: how far each is believed")
+
+
+def publish_field_report(number: int) -> None:
+    """Publish what a round knows of the field by now."""
+    catalog = services().catalog
+    current = catalog.round(number)
+    facts = current.facts if current else {}
+    counters = catalog.device_counters().values()
+    told = describe_field(number, facts.get("field_accuracy"), counters, facts.get(SAVINGS_FACT))
     create_markdown_artifact(key=f"round-{number}-field", markdown=told, description="How good it was in the field")
 
 
@@ -81,6 +92,8 @@ def _choices(number: int) -> str:
     rows = services().catalog.selection(number)
     lines = [
         f"# Round {number}: {len(rows)} samples",
+        "",
+        f"With pictures: `gleaner sheet {number}`, or `{sheet_key(number)}` in the bucket.",
         "",
         "| rank | sample | role | stands for | why |",
         "|---|---|---|---|---|",

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from curate.errors import Error
-from flows import commands
+from flows import commands, explain_commands, trust_commands
 from flows.bench_commands import bench_app
 
 app = typer.Typer(
@@ -121,6 +121,8 @@ def _show_status(root: Path) -> None:
 
 
 commands.register(app)
+explain_commands.register(app)
+trust_commands.register(app)
 app.add_typer(bench_app, name="bench")
 
 

@@ -18,6 +18,7 @@ from flows.annotate_batch import annotate_batch
 from flows.collect_annotations import collect_annotations
 from flows.compress_candidate import compress_candidate
 from flows.estimate_field import estimate_field
+from flows.explain import POLICY_FACT
 from flows.ingest_captures import ingest_captures
 from flows.release_model import release_model
 from flows.select_samples import require_round, select_samples
@@ -71,7 +72,8 @@ def _round(number: int) -> Round:
 
 def _select(number: int) -> dict[str, Any]:
     ingest_captures()
-    return {"selected": select_samples(number), "selected_at": datetime.now(UTC).isoformat()}
+    policy = services().settings.selection.model_dump(mode="json")
+    return {"selected": select_samples(number), "selected_at": datetime.now(UTC).isoformat(), POLICY_FACT: policy}
 
 
 def _send(number: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,17 @@ from prefect import flow, get_run_logger
 
 from curate.catalog.models import ModelRow, Round, Sample, SampleStatus, SelectedRow, SelectionRole
 from curate.catalog.splits import assign_groups
-from curate.errors import BlobNotFoundError, CatalogError, SelectionError
-from curate.selection.base import CandidatePool, LabelledSet, Selection, annotation_cost
+from curate.errors import BlobNotFoundError, CatalogError, Error, SelectionError
+from curate.selection.base import CandidatePool, LabelledSet, SampleRole, Selection, annotation_cost
 from curate.selection.batch import select_batch
 from curate.selection.cells import Cells
 from curate.storage.ports import BlobStore
+from flows._labels import agreed_labels
 from flows._stage import stage_task
+from flows._trust import FleetTrust, describe_standing, read_trust
 from flows._views import see_samples
 from flows._wiring import Services, services
+from flows.explain_sheet import build_sheet, sheet_key
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,20 @@ log = logging.getLogger(__name__)
 @flow(name="select-samples")
 def select_samples(round_number: int) -> int:
     """Choose the round's samples, queue them, and return how many there are."""
-    return choose_samples(round_number)
+    chosen = choose_samples(round_number)
+    if chosen:
+        put_sheet(round_number)
+    return chosen
+
+
+@stage_task("draw contact sheet")
+def put_sheet(round_number: int) -> None:
+    """Put the round's contact sheet into the bucket. No round stops for want of it."""
+    wired = services()
+    try:
+        wired.store.put(sheet_key(round_number), build_sheet(wired, round_number).encode(), content_type="text/html")
+    except Error as exc:
+        get_run_logger().warning("there is no contact sheet of round %d: %s", round_number, exc)
 
 
 @stage_task("choose samples")
@@ -40,21 +56,32 @@ def choose_samples(round_number: int) -> int:
     incumbent = wired.catalog.released_model()
     if incumbent is None:
         raise SelectionError("nothing is released yet", hint="start with `gleaner import` and a first round")
-    pool, labelled = gather_candidates(wired, incumbent)
-    selection = select_batch(
-        pool,
-        labelled,
-        wired.settings.selection,
-        current.budget,
-        current.seed + round_number,
-        cells=fetch_cells(wired.store, incumbent.model_id),
-        progress=get_run_logger().debug,
+    trust = read_trust(wired)
+    selection = _select(wired, incumbent, trust, current)
+    wired.catalog.save_selection(
+        round_number, _rows(round_number, selection, _said_of_dismissals(wired, trust, selection))
     )
-    put_cells(wired.store, incumbent.model_id, selection.cells)
-    wired.catalog.save_selection(round_number, _rows(round_number, selection))
     for note in selection.notes:
         get_run_logger().info(note)
+    for name, standing in trust.reliability.throttled.items():
+        get_run_logger().warning("dismissals of %s count for nothing: %s", name, describe_standing(standing))
     return len(selection.items)
+
+
+def _select(wired: Services, incumbent: ModelRow, trust: FleetTrust, current: Round) -> Selection:
+    """Choose on this machine, or on many where the settings name them."""
+    seed, progress = current.seed + current.number, get_run_logger().debug
+    if wired.settings.scale.dask_scheduler is not None:
+        from flows.sharded_selection import select_across  # noqa: PLC0415 (Dask is an extra)
+
+        return select_across(wired, incumbent, current.budget, seed, progress=progress)
+    pool, labelled = gather_candidates(wired, incumbent, trust)
+    kept = fetch_cells(wired.store, incumbent.model_id)
+    selection = select_batch(
+        pool, labelled, wired.settings.selection, current.budget, seed, cells=kept, progress=progress
+    )
+    put_cells(wired.store, incumbent.model_id, selection.cells)
+    return selection
 
 
 def require_round(wired: Services, number: int) -> Round:
@@ -69,7 +96,7 @@ def require_round(wired: Services, number: int) -> Round:
     return found
 
 
-def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePool, LabelledSet]:
+def gather_candidates(wired: Services, incumbent: ModelRow, trust: FleetTrust) -> tuple[CandidatePool, LabelledSet]:
     """Everything that may be asked and everything that was, seen through the incumbent."""
     samples = sorted(wired.catalog.samples(), key=lambda sample: sample.sample_id)
     asked = [sample for sample in samples if sample.status in (SampleStatus.LABELLED, SampleStatus.QUEUED)]
@@ -86,8 +113,8 @@ def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePo
         held_out=np.array([sample.sample_id in audits for sample in asked], np.bool_),
         cameras=tuple(sample.camera_id for sample in asked),
         captured_s=_seconds(asked),
+        classes=label_classes(wired, asked),
     )
-    evidence = {verdict.sample_id for verdict in wired.catalog.feedback() if verdict.says_wrong}
     pool = CandidatePool(
         ids=tuple(sample.sample_id for sample in free),
         embeddings=views.embeddings[pooled],
@@ -98,8 +125,11 @@ def gather_candidates(wired: Services, incumbent: ModelRow) -> tuple[CandidatePo
         cameras=tuple(sample.camera_id for sample in free),
         groups=tuple(groups[sample.sample_id] for sample in free),
         random_probability=np.array([_auditable(sample, incumbent) for sample in free], np.float64),
-        feedback=np.array([DISMISSAL_EVIDENCE * (sample.sample_id in evidence) for sample in free], np.float64),
+        feedback=trust.evidence(free),
         captured_s=_seconds(free),
+        disagreement=_disagreement(free, incumbent),
+        sites=trust.sites(free),
+        probation=trust.probation(free),
     )
     return pool, labelled
 
@@ -129,12 +159,31 @@ def _cells_key(model_id: str) -> str:
     return f"models/{model_id}.cells.npz"
 
 
+def label_classes(wired: Services, asked: Sequence[Sample]) -> NDArray[np.int64]:
+    """Return the class that people settled on, by its index; -1 where they have not, or a label names no one class."""
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(wired.settings.labels.class_names)}
+    labels = agreed_labels(wired, [sample.sample_id for sample in asked])
+    named = [labels.get(sample.sample_id, {}).get("class") for sample in asked]
+    return np.array([numbers.get(name, -1) for name in named], np.int64)
+
+
+DISAGREEMENT = "disagreement"
+"""The score under which a device says how far its int8 model was from the float one it was made of."""
+
+
+def _disagreement(samples: Sequence[Sample], incumbent: ModelRow) -> NDArray[np.float64] | None:
+    """Return what devices measured with the incumbent, NaN where they did not; None where none did."""
+    told = [
+        sample.prediction.scores.get(DISAGREEMENT)
+        if sample.prediction is not None and sample.release_id == incumbent.release_id
+        else None
+        for sample in samples
+    ]
+    return None if all(value is None for value in told) else np.array(told, np.float64)
+
+
 def _seconds(samples: Sequence[Sample]) -> NDArray[np.float64]:
     return np.array([sample.captured_at.timestamp() for sample in samples], np.float64)
-
-
-DISMISSAL_EVIDENCE = 0.5
-"""About P(prediction wrong | dismissed) for imperfect users; learned per device in a later version."""
 
 
 def _auditable(sample: Sample, incumbent: ModelRow) -> float:
@@ -143,7 +192,14 @@ def _auditable(sample: Sample, incumbent: ModelRow) -> float:
     return float(sample.random_probability or np.nan) if told else float("nan")
 
 
-def _rows(round_number: int, selection: Selection) -> list[SelectedRow]:
+def _said_of_dismissals(wired: Services, trust: FleetTrust, selection: Selection) -> dict[str, tuple[str, ...]]:
+    """What the dismissals of the chosen samples are worth; audits are drawn without regard to them."""
+    active = [item.sample_id for item in selection.items if item.role is SampleRole.ACTIVE]
+    said = {sample.sample_id: trust.explain(sample) for sample in wired.catalog.samples(ids=active)}
+    return {sample_id: (words,) for sample_id, words in said.items() if words is not None}
+
+
+def _rows(round_number: int, selection: Selection, dismissals: Mapping[str, tuple[str, ...]]) -> list[SelectedRow]:
     return [
         SelectedRow(
             round_number=round_number,
@@ -152,9 +208,15 @@ def _rows(round_number: int, selection: Selection) -> list[SelectedRow]:
             role=SelectionRole(item.role.value),
             utility=item.utility,
             inclusion_probability=item.inclusion_probability,
-            reasons=item.reasons,
+            reasons=(*item.reasons, *dismissals.get(item.sample_id, ())),
             cluster=item.cluster,
             stands_for=item.stands_for,
+            explored=item.explored,
+            nearest_id=item.nearest_id,
+            nearest_cosine=item.nearest_labelled,
+            cell=item.cell,
+            parts=dict(item.parts),
+            policy_digest=selection.policy_digest,
         )
         for item in selection.items
     ]

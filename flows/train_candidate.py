@@ -24,6 +24,7 @@ from curate.catalog.models import (
     Split,
 )
 from curate.catalog.splits import LabelledSample, assign_groups, plan_splits, teaching_items
+from curate.catalog.unlearning import STARTED_FROM, newest_clean
 from curate.errors import CatalogError
 from curate.selection.diversity import Moments, shared_scenes
 from curate.selection.duplicates import near_duplicate_clusters
@@ -76,7 +77,7 @@ def train_on(round_number: int, version: str) -> str:
     if wired.catalog.model(model_id) is not None:
         return model_id
     dataset = require_dataset(wired, version)
-    recipe = wired.settings.recipe
+    recipe, parent = wired.settings.recipe, starting_point(wired)
     train, validation = (
         load_items(wired, teaching_items(dataset, split, recipe.imported_until))
         for split in (Split.TRAIN, Split.VALIDATION)
@@ -87,7 +88,7 @@ def train_on(round_number: int, version: str) -> str:
         wired.settings.labels.class_names,
         recipe,
         seed=wired.settings.round.seed + round_number,
-        warm_start=starting_point(wired),
+        warm_start=None if parent is None else fetch_trained(wired, parent),
         on_epoch=_log_epoch,
     )
     wired.catalog.save_model(
@@ -102,6 +103,7 @@ def train_on(round_number: int, version: str) -> str:
                 "train_labels": len(train),
                 "validation_labels": len(validation),
                 "embedding_dim": trained.embedding_dim,
+                STARTED_FROM: None if parent is None else parent.model_id,
                 **trained.validation,
             },
         )
@@ -109,12 +111,15 @@ def train_on(round_number: int, version: str) -> str:
     return model_id
 
 
-def starting_point(wired: Services) -> TrainedModel | None:
-    """Return what the recipe says to start from; None for fresh weights."""
-    incumbent = wired.catalog.released_model()
-    if wired.settings.recipe.start != "incumbent" or incumbent is None:
+def starting_point(wired: Services) -> ModelRow | None:
+    """Return the model that the recipe says to start from; None for fresh weights.
+
+    It is the newest release that has seen nothing of a device that was unlearned: its weights would remember.
+    """
+    if wired.settings.recipe.start != "incumbent":
         return None
-    return fetch_trained(wired, incumbent)
+    unlearned = [device.device_id for device in wired.catalog.devices() if device.unlearned_at is not None]
+    return newest_clean(wired.catalog.models(), wired.catalog.taught_by(unlearned) if unlearned else ())
 
 
 def fetch_trained(wired: Services, model: ModelRow) -> TrainedModel:

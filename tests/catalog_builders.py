@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from curate.catalog.ingest import AdmissionPlan, ImageFacts, inspect_image, plan_admission
+from curate.catalog.ingest import AdmissionPlan, ImageFacts, inspect_image, plan_admission, read_incoming
 from curate.catalog.models import Sample
 from curate.contracts.capture import Arm, ArmOutcome, BatchRecord, CaptureRecord, ImageRef
 from curate.contracts.embedding import Embedding
@@ -121,7 +121,7 @@ def facts_of(record: BatchRecord) -> dict[str, ImageFacts]:
 
 def plan(record: BatchRecord, *, now: datetime = NOW) -> AdmissionPlan:
     """The plan for a record whose pictures all lie there."""
-    return plan_admission(key_of(record), record.to_bytes(), facts_of(record), now=now)
+    return plan_admission(read_incoming(key_of(record), record.to_bytes()), facts_of(record), now=now)
 
 
 def samples(count: int, *, device: str = "cam-1", name: str = "c") -> list[Sample]:

@@ -19,7 +19,7 @@ import numpy as np
 from curate.annotation.models import AnnotationTask, BackendAnnotation, CollectedAnnotations, SentTask
 from curate.annotation.settings import LabelStudioSettings
 from curate.catalog.images import encode_jpeg
-from curate.catalog.ingest import inspect_image, plan_admission
+from curate.catalog.ingest import inspect_image, plan_admission, read_incoming
 from curate.catalog.labels import load_label_spec
 from curate.catalog.models import (
     IMPORTED,
@@ -291,7 +291,9 @@ class Leftovers:
             capture_key(camera, c.image.sha256): inspect_image(self.store.get(capture_key(camera, c.image.sha256)))
             for c in captures
         }
-        self.catalog.admit_batch(plan_admission(inbox_key(camera, "boot", number), record.to_bytes(), images, now=now))
+        self.catalog.admit_batch(
+            plan_admission(read_incoming(inbox_key(camera, "boot", number), record.to_bytes()), images, now=now)
+        )
         swaps = [
             UpdateEvent(
                 at=now, outcome="swapped", release_id=RELEASES[n], swap_gap_ms=3.1 * n + len(camera), frames_lost=0

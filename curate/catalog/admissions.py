@@ -42,21 +42,14 @@ class Admissions:
 
     def admit_batch(self, plan: AdmissionPlan) -> AdmissionResult:
         """Take one batch, all or nothing. Taking it again changes nothing."""
-        if not plan:
-            return AdmissionResult()
+        return self.admit_batches([plan])[0]
+
+    def admit_batches(self, plans: Sequence[AdmissionPlan]) -> list[AdmissionResult]:
+        """Take batches one after the other, all of them or none, in one commit. Taking them again changes nothing."""
+        if not any(plans):
+            return [AdmissionResult() for _ in plans]
         with self._database.write() as connection:
-            if plan.batch is None:
-                return AdmissionResult(quarantined=_quarantine(connection, plan.quarantine))
-            taken = _taken_digest(connection, plan.batch)
-            if taken == plan.batch.digest:
-                return AdmissionResult(known=True)
-            if taken is not None:
-                return AdmissionResult(
-                    conflict=True, quarantined=_quarantine(connection, [_conflict(plan, plan.batch)])
-                )
-            _see_device(connection, plan.batch.device_id, plan.batch.taken_at)
-            connection.execute(tables.batches.insert(), row_of_batch(plan.batch))
-            return _admit_content(connection, plan, plan.batch)
+            return [_admit(connection, plan) for plan in plans]
 
     def batches(self, device_id: str | None = None) -> list[BatchRow]:
         """Every batch taken, by device, boot and sequence."""
@@ -66,6 +59,22 @@ class Admissions:
         with self._database.read() as connection:
             found = [batch_of_row(row) for row in connection.execute(query)]
         return sorted(found, key=lambda batch: (batch.device_id, batch.boot_id, batch.sequence))
+
+    def batches_around(self, device_id: str, since: datetime, until: datetime) -> list[BatchRow]:
+        """A device's batches of a period by its own clock, with the last before and the first after it, by that time.
+
+        Running totals can be read off them at both ends.
+        """
+        columns = tables.batches.c
+        mine = select(tables.batches).where(columns.device_id == device_id)
+        parts = (
+            mine.where(columns.created_at < since).order_by(columns.created_at.desc()).limit(1),
+            mine.where(columns.created_at >= since, columns.created_at <= until),
+            mine.where(columns.created_at > until).order_by(columns.created_at).limit(1),
+        )
+        with self._database.read() as connection:
+            found = [batch_of_row(row) for part in parts for row in connection.execute(part)]
+        return sorted(found, key=lambda batch: (batch.created_at or since, batch.boot_id, batch.sequence))
 
     def known_batches(self, device_id: str | None = None) -> dict[str, str]:
         """Digest of every batch taken, by batch id."""
@@ -164,6 +173,19 @@ class Admissions:
         with self._database.read() as connection:
             rows = [quarantine_of_row(row) for row in connection.execute(query)]
         return sorted(rows, key=lambda row: (row.at, row.key, row.quarantine_id))
+
+
+def _admit(connection: Connection, plan: AdmissionPlan) -> AdmissionResult:
+    if plan.batch is None:
+        return AdmissionResult(quarantined=_quarantine(connection, plan.quarantine))
+    taken = _taken_digest(connection, plan.batch)
+    if taken == plan.batch.digest:
+        return AdmissionResult(known=True)
+    if taken is not None:
+        return AdmissionResult(conflict=True, quarantined=_quarantine(connection, [_conflict(plan, plan.batch)]))
+    _see_device(connection, plan.batch.device_id, plan.batch.taken_at)
+    connection.execute(tables.batches.insert(), row_of_batch(plan.batch))
+    return _admit_content(connection, plan, plan.batch)
 
 
 def _taken_digest(connection: Connection, batch: BatchRow) -> str | None:

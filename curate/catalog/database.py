@@ -209,7 +209,15 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+class EncodedJson(str):
+    """A JSON value that is text already, with numbers that JSON knows: it is stored as it stands."""
+
+    __slots__ = ()
+
+
 def _to_json(value: Any) -> str:
+    if isinstance(value, EncodedJson):
+        return value
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 

@@ -17,6 +17,7 @@ Images = NDArray[np.uint8]
 
 MAX_PIXELS = 50_000_000
 JPEG_QUALITY = 95
+THUMBNAIL_QUALITY = 78
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,19 @@ def load_image(path: Path) -> Images:
     return np.asarray(_decode(path.name, path.read_bytes()), np.uint8)
 
 
+def shrink_image(name: str, data: bytes, longest_px: int) -> bytes:
+    """Return a small JPEG of a JPEG or PNG, its longer side at most that many pixels.
+
+    Raises:
+        CatalogError: the bytes are no readable image.
+    """
+    picture = _decode(name, data, longest_px)
+    picture.thumbnail((longest_px, longest_px))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+    return buffer.getvalue()
+
+
 def encode_jpeg(image: Images) -> bytes:
     """Encode uint8 [H, W, 3]; the same pixels give the same bytes."""
     buffer = io.BytesIO()
@@ -65,11 +79,14 @@ def encode_jpeg(image: Images) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(name: str, data: bytes) -> Image.Image:
+def _decode(name: str, data: bytes, at_least_px: int | None = None) -> Image.Image:
+    """Decode, whole or, where the format can, at a fraction of its size that still has so many pixels a side."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise CatalogError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            if at_least_px is not None:
+                image.draft(None, (at_least_px, at_least_px))
             # As the agent does: Pillow would clip sixteen bits of grey to white.
             shown = image.point(lambda level: level * (1 / 257)) if image.mode.startswith("I") else image
             return shown.convert("RGB")

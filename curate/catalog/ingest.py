@@ -45,6 +45,25 @@ class ImageFacts:
     """Why it cannot be used; None for a JPEG that decodes."""
 
 
+@dataclass(frozen=True, eq=False)
+class Incoming:
+    """One commit record as it lay in the inbox, read once. `record` is None when it cannot be taken."""
+
+    key: str
+    raw: bytes
+    record: BatchRecord | None
+    refusal: tuple[str, str] = ("", "")
+    """Reason and detail of a record that cannot be taken."""
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """Keys of the images that a plan needs facts of, without repeats; none for a bad record."""
+        if self.record is None:
+            return ()
+        device = self.record.device_id
+        return tuple(dict.fromkeys(capture_key(device, c.image.sha256) for c in self.record.captures))
+
+
 @dataclass(frozen=True)
 class AdmissionPlan:
     """What taking one record means. Falsy when there is nothing to do."""
@@ -61,13 +80,30 @@ class AdmissionPlan:
         return self.batch is not None or bool(self.quarantine)
 
     @property
+    def embedding_dims(self) -> dict[str, int]:
+        """Length of the embeddings by release, as far as these samples tell."""
+        return {
+            sample.release_id: len(sample.embedding)
+            for sample in self.samples
+            if sample.release_id is not None and sample.embedding is not None
+        }
+
+    @property
     def is_bad_record(self) -> bool:
         """Whether the record itself belongs in quarantine, rather than some of its captures."""
         return self.batch is None or self.batch.status is BatchStatus.QUARANTINED
 
 
+def oversized_image(sha256: str, size_bytes: int, problem: str) -> ImageFacts:
+    """Facts of a picture that nobody reads, because it is too large to be one."""
+    return ImageFacts(sha256, size_bytes, 0, 0, problem)
+
+
 def inspect_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
-    """Decode a JPEG completely. Never raises for bad bytes, and refuses more than `max_pixels` before decoding them."""
+    """Read a JPEG to its end. Never raises for bad bytes, and refuses more than `max_pixels` before reading them.
+
+    It is decoded at the least scale, which reads every coefficient but computes few pixels: damage shows all the same.
+    """
     digest = hashlib.sha256(data).hexdigest()
     width = height = 0
     problem = None
@@ -77,6 +113,7 @@ def inspect_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
             if width * height > max_pixels:
                 problem = f"{width} x {height} is more than {max_pixels} pixels"
             else:
+                image.draft("L", (1, 1))
                 image.load()
     except UnidentifiedImageError:
         problem = "not a JPEG"
@@ -85,17 +122,14 @@ def inspect_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     return ImageFacts(digest, len(data), width, height, problem)
 
 
-def image_keys(inbox_key: str, raw_record: bytes) -> tuple[str, ...]:
-    """Keys of the images a plan for this record needs facts of, without repeats; none for a bad record."""
-    record, _ = _read_record(inbox_key, raw_record)
-    if record is None:
-        return ()
-    return tuple(dict.fromkeys(capture_key(record.device_id, c.image.sha256) for c in record.captures))
+def read_incoming(inbox_key: str, raw_record: bytes) -> Incoming:
+    """Read what lay in the inbox; whatever it is, something comes back."""
+    record, refusal = _read_record(inbox_key, raw_record)
+    return Incoming(inbox_key, raw_record, record, refusal)
 
 
 def plan_admission(
-    inbox_key: str,
-    raw_record: bytes,
+    incoming: Incoming,
     images: Mapping[str, ImageFacts],
     *,
     now: datetime,
@@ -106,17 +140,19 @@ def plan_admission(
     `images` holds facts by image key for `image_keys`; a key left out means that nothing lies there.
     `embedding_dims` gives the embedding's length by release; an unlisted release goes by its first capture here.
     """
-    record, refusal = _read_record(inbox_key, raw_record)
+    record = incoming.record
     if record is None:
-        return _refuse_record(inbox_key, raw_record, *refusal, now=now)
-    samples, quarantine = _plan_captures(inbox_key, record, images, now=now, embedding_dims=dict(embedding_dims or {}))
+        return _refuse_record(incoming, now=now)
+    samples, quarantine = _plan_captures(
+        incoming.key, record, images, now=now, embedding_dims=dict(embedding_dims or {})
+    )
     return AdmissionPlan(
-        inbox_key=inbox_key,
+        inbox_key=incoming.key,
         batch=BatchRow(
             device_id=record.device_id,
             boot_id=record.boot_id,
             sequence=record.sequence,
-            digest=hashlib.sha256(raw_record).hexdigest(),
+            digest=hashlib.sha256(incoming.raw).hexdigest(),
             status=BatchStatus.INGESTED,
             taken_at=now,
             created_at=record.created_at,
@@ -159,16 +195,17 @@ def _read_record(inbox_key: str, raw_record: bytes) -> tuple[BatchRecord | None,
     return record, ("", "")
 
 
-def _refuse_record(inbox_key: str, raw_record: bytes, reason: str, detail: str, *, now: datetime) -> AdmissionPlan:
-    identity = _identity(inbox_key)
+def _refuse_record(incoming: Incoming, *, now: datetime) -> AdmissionPlan:
+    key, (reason, detail) = incoming.key, incoming.refusal
+    identity = _identity(key)
     if identity is None:
-        return AdmissionPlan(inbox_key, quarantine=(quarantine_row(inbox_key, None, reason, detail, now),))
+        return AdmissionPlan(key, quarantine=(quarantine_row(key, None, reason, detail, now),))
     device, boot, sequence = identity
-    digest = hashlib.sha256(raw_record).hexdigest()
+    digest = hashlib.sha256(incoming.raw).hexdigest()
     return AdmissionPlan(
-        inbox_key,
+        key,
         batch=BatchRow(device, boot, sequence, digest, BatchStatus.QUARANTINED, taken_at=now),
-        quarantine=(quarantine_row(inbox_key, device, reason, detail, now),),
+        quarantine=(quarantine_row(key, device, reason, detail, now),),
     )
 
 
@@ -301,6 +338,7 @@ def _feedback_row(device_id: str, item: Feedback) -> FeedbackRow:
         received_at=item.received_at,
         frame_available=item.frame_available,
         quarantined=item.quarantined,
+        box_id=item.box_id,
     )
 
 

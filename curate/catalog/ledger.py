@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, delete, select, update
 
 from curate.catalog import tables
 from curate.catalog.database import Database, chunks, insert_all, insert_or_skip
+from curate.catalog.fleet import counts_still
 from curate.catalog.models import (
     AnnotationRow,
     Round,
@@ -100,6 +101,13 @@ class Ledger:
         with self._database.read() as connection:
             return _fetch_selection(connection, round_number)
 
+    def selected(self, sample_id: str) -> SelectedRow | None:
+        """Why a sample was chosen, None when it never was; none is chosen twice."""
+        with self._database.read() as connection:
+            query = select(tables.selections).where(tables.selections.c.sample_id == sample_id)
+            row = connection.execute(query).one_or_none()
+            return None if row is None else _selected_of_row(row)
+
     def tasks(self, *, round_number: int | None = None, status: TaskStatus | None = None) -> list[TaskRow]:
         """Tasks that fit, by round and rank."""
         columns = tables.tasks.c
@@ -160,14 +168,18 @@ class Ledger:
             _settle(connection, {sample_id})
         return True
 
-    def annotations(self, *, round_number: int | None = None) -> list[AnnotationRow]:
-        """Answers, of one round if given, by sample and then in order of creation."""
+    def annotations(
+        self, *, round_number: int | None = None, sample_ids: Collection[str] | None = None
+    ) -> list[AnnotationRow]:
+        """Answers that fit all that is given, by sample and then in order of creation."""
         query = select(tables.annotation_rows)
         if round_number is not None:
             of_round = select(tables.tasks.c.sample_id).where(tables.tasks.c.round_number == round_number)
             query = query.where(tables.annotation_rows.c.sample_id.in_(of_round))
+        asked = tables.annotation_rows.c.sample_id
+        parts = [query] if sample_ids is None else [query.where(asked.in_(part)) for part in chunks(set(sample_ids))]
         with self._database.read() as connection:
-            found = [AnnotationRow(**row._mapping) for row in connection.execute(query)]
+            found = [AnnotationRow(**row._mapping) for part in parts for row in connection.execute(part)]
         return sorted(found, key=lambda row: (row.sample_id, row.created_at, row.annotation_id))
 
     def watermark(self, name: str) -> str | None:
@@ -202,15 +214,18 @@ def _row_of_selected(row: SelectedRow) -> dict[str, Any]:
 
 def _selected_of_row(row: Row[Any]) -> SelectedRow:
     values = dict(row._mapping)
-    return SelectedRow(**{**values, "role": SelectionRole(values["role"]), "reasons": tuple(values["reasons"])})
+    values["role"], values["reasons"] = SelectionRole(values["role"]), tuple(values["reasons"])
+    values["parts"] = values["parts"] or {}  # a row from before there were any
+    return SelectedRow(**values)
 
 
 def _take_from_pool(connection: Connection, sample_ids: Sequence[str]) -> None:
     columns = tables.samples.c
     moved = 0
     for chunk in chunks(sample_ids):
-        in_pool = update(tables.samples).where(columns.sample_id.in_(chunk), columns.status == SampleStatus.POOL.value)
-        moved += connection.execute(in_pool.values(status=SampleStatus.QUEUED.value)).rowcount
+        in_pool = (columns.sample_id.in_(chunk), columns.status == SampleStatus.POOL.value, counts_still())
+        taken = update(tables.samples).where(*in_pool).values(status=SampleStatus.QUEUED.value)
+        moved += connection.execute(taken).rowcount
     if moved != len(sample_ids):
         raise CatalogError(
             f"{len(sample_ids) - moved} of {len(sample_ids)} selected samples are not in the pool",

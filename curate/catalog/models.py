@@ -97,6 +97,8 @@ class FeedbackRow:
     sample_id: str | None = None
     quarantined: bool = False
     """It came in a flood."""
+    box_id: str | None = None
+    """The box it is about; None for the whole frame, or for something that has no box."""
 
     @property
     def says_wrong(self) -> bool:
@@ -143,6 +145,10 @@ class DeviceRow:
     first_seen: datetime
     last_seen: datetime
     reported: ReportedState | None = None
+    site: str | None = None
+    """Where it stands, by its operator's word; several devices may share a site."""
+    unlearned_at: datetime | None = None
+    """Since when nothing of it counts: its samples are neither chosen nor trained on."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,19 @@ class SelectedRow:
     """For audits: random arm probability times the probability of the audit draw."""
     reasons: tuple[str, ...]
     cluster: int | None = None
+    """The sight it was taken as part of; numbered within its round."""
     stands_for: int = 1
+    explored: bool = False
+    """Drawn at random among the distinct sights, not by the policy's strategy."""
+    nearest_id: str | None = None
+    """The closest training label of that time, None while there was none."""
+    nearest_cosine: float | None = None
+    cell: int | None = None
+    """The part of the embedding space it lies in, None where the pool was compared as a whole."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """What its score is made of, by name."""
+    policy_digest: str | None = None
+    """SHA-256 of the selection policy, hex."""
 
 
 class TaskStatus(StrEnum):

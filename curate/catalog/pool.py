@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Select, and_, func, select, update
 
 from curate.catalog import tables
 from curate.catalog.database import Database, chunks, insert_or_skip
+from curate.catalog.fleet import counts_still
 from curate.catalog.models import FeedbackRow, Sample, SampleStatus
 from curate.catalog.rows import feedback_of_row, row_of_sample, sample_of_row
 from curate.errors import CatalogError
@@ -49,14 +50,19 @@ class Pool:
         since: datetime | None = None,
         until: datetime | None = None,
         ids: Collection[str] | None = None,
+        release_id: str | None = None,
         random_arm_only: bool = False,
+        unlearned_too: bool = False,
     ) -> list[Sample]:
         """Samples that fit all that is given, by capture time, then id.
 
-        `since` (inclusive) and `until` (exclusive) bound the capture time. Unknown ids are left out.
+        `since` (inclusive) and `until` (exclusive) bound the capture time, `release_id` made the prediction. Unknown
+        ids are left out, and what came from devices that were unlearned unless it is asked for.
         """
         columns = tables.samples.c
         query = select(tables.samples)
+        if not unlearned_too:
+            query = query.where(counts_still())
         if status is not None:
             query = query.where(columns.status.in_([status] if isinstance(status, SampleStatus) else list(status)))
         if devices is not None:
@@ -65,6 +71,8 @@ class Pool:
             query = query.where(columns.captured_at >= since)
         if until is not None:
             query = query.where(columns.captured_at < until)
+        if release_id is not None:
+            query = query.where(columns.release_id == release_id)
         if random_arm_only:
             query = query.where(columns.random_probability.is_not(None))
         with self._database.read() as connection:
@@ -72,8 +80,26 @@ class Pool:
         return sorted(found, key=lambda sample: (sample.captured_at, sample.sample_id))
 
     def sample(self, sample_id: str) -> Sample | None:
-        """One sample, or None."""
-        return next(iter(self.samples(ids=[sample_id])), None)
+        """One sample, of whatever device, or None."""
+        return next(iter(self.samples(ids=[sample_id], unlearned_too=True)), None)
+
+    def sample_ids(self, prefix: str, limit: int) -> list[str]:
+        """At most `limit` ids that begin with `prefix`, in order."""
+        key = tables.samples.c.sample_id
+        query = select(key).where(func.substr(key, 1, len(prefix)) == prefix).order_by(key).limit(limit)
+        with self._database.read() as connection:
+            return sorted(connection.execute(query).scalars())
+
+    def first_captures(self, release_id: str, until: datetime) -> dict[str, datetime]:
+        """When each device first kept a frame that the release had answered, of those captured before `until`."""
+        columns = tables.samples.c
+        query = (
+            select(columns.device_id, func.min(columns.captured_at).label("first"))
+            .where(columns.release_id == release_id, columns.captured_at < until, counts_still())
+            .group_by(columns.device_id)
+        )
+        with self._database.read() as connection:
+            return {row.device_id: row.first for row in connection.execute(query)}
 
     def add_samples(self, samples: Sequence[Sample]) -> int:
         """Import samples that no device sent, such as labelled pictures from elsewhere. Returns how many were new."""
@@ -107,13 +133,17 @@ class Pool:
     def embedding_dims(self) -> dict[str, int]:
         """Length of the embeddings of each release seen so far."""
         columns = tables.samples.c
-        query = (
-            select(columns.release_id, func.min(func.length(columns.embedding)).label("size"))
-            .where(columns.release_id.is_not(None), columns.embedding.is_not(None))
-            .group_by(columns.release_id)
+        releases = select(columns.release_id).where(columns.release_id.is_not(None)).distinct().subquery()
+        # Admission has seen to it that one tells for all.
+        any_size = (
+            select(func.length(columns.embedding))
+            .where(columns.release_id == releases.c.release_id, columns.embedding.is_not(None))
+            .limit(1)
+            .scalar_subquery()
         )
         with self._database.read() as connection:
-            return {row.release_id: row.size // 2 for row in connection.execute(query)}
+            rows = connection.execute(select(releases.c.release_id, any_size.label("size"))).all()
+        return {row.release_id: row.size // 2 for row in rows if row.size is not None}
 
     def feedback(
         self, *, device_id: str | None = None, verdict: str | None = None, sample_ids: Collection[str] | None = None

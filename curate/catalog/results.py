@@ -19,13 +19,21 @@ class Results:
 
     _database: Database
 
-    def save_dataset_version(self, dataset: DatasetVersion) -> None:
-        """Keep a version for ever. Saving it again changes nothing: its name is the digest of its items."""
+    def save_dataset_version(self, dataset: DatasetVersion, *, renew: bool = False) -> None:
+        """Keep a version for ever. Saving it again changes nothing: its name is the digest of its items.
+
+        With `renew` an older version becomes the newest again.
+        """
         columns = tables.dataset_versions.c
         with self._database.write() as connection:
-            if connection.execute(select(columns.version).where(columns.version == dataset.version)).one_or_none():
-                return
+            known = select(columns.saved_order).where(columns.version == dataset.version)
+            known_order = connection.execute(known).scalar_one_or_none()
             order = connection.execute(select(func.coalesce(func.max(columns.saved_order), 0) + 1)).scalar_one()
+            if known_order is not None:
+                if renew:
+                    again = update(tables.dataset_versions).where(columns.version == dataset.version)
+                    connection.execute(again.values(saved_order=order))
+                return
             header = {
                 "version": dataset.version,
                 "round_number": dataset.round_number,

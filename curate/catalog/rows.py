@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from sqlalchemy import Row
 
+from curate.catalog.database import EncodedJson
 from curate.catalog.models import (
     BatchRow,
     BatchStatus,
@@ -34,7 +35,7 @@ def row_of_sample(sample: Sample) -> dict[str, Any]:
         **vars(sample),
         "status": sample.status.value,
         "prediction_id": None if prediction is None else prediction.prediction_id,
-        "prediction": None if prediction is None else prediction.model_dump(mode="json", exclude={"embedding"}),
+        "prediction": None if prediction is None else EncodedJson(prediction.model_dump_json(exclude={"embedding"})),
         "embedding": None if sample.embedding is None else sample.embedding.astype(_WIRE_FLOAT).tobytes(),
         "reasons": list(sample.reasons),
     }

@@ -7,13 +7,15 @@ from types import TracebackType
 from typing import Self
 
 from curate.catalog.admissions import Admissions
+from curate.catalog.columns import Columns
 from curate.catalog.database import Database
+from curate.catalog.fleet import Fleet
 from curate.catalog.ledger import Ledger
 from curate.catalog.pool import Pool
 from curate.catalog.results import Results
 
 
-class Catalog(Admissions, Pool, Ledger, Results):
+class Catalog(Admissions, Fleet, Pool, Columns, Ledger, Results):
     """Every operation is one transaction; safe between threads and processes.
 
     Operations raise CatalogError, retryable where the database was unreachable or busy.

@@ -84,6 +84,8 @@ devices = Table(
     Column("first_seen", UtcTime, nullable=False),
     Column("last_seen", UtcTime, nullable=False),
     Column("reported", JSON(none_as_null=True)),
+    Column("site", Text),
+    Column("unlearned_at", UtcTime),
 )
 
 batches = Table(
@@ -100,6 +102,7 @@ batches = Table(
     Column("captures", Integer, nullable=False),
     Column("feedback", Integer, nullable=False),
     PrimaryKeyConstraint("device_id", "boot_id", "sequence"),
+    Index(None, "device_id", "created_at"),
 )
 
 samples = Table(
@@ -132,6 +135,7 @@ samples = Table(
     Index(None, "device_id", "prediction_id"),
     Index(None, "status"),
     Index(None, "captured_at"),
+    Index(None, "release_id", "captured_at"),
 )
 
 feedback = Table(
@@ -148,6 +152,7 @@ feedback = Table(
     Column("frame_available", Boolean, nullable=False),
     Column("sample_id", Text, ForeignKey("samples.sample_id"), index=True),
     Column("quarantined", Boolean, nullable=False, server_default=false()),
+    Column("box_id", Text),
 )
 
 quarantine = Table(
@@ -185,6 +190,12 @@ selections = Table(
     Column("reasons", JSON, nullable=False),
     Column("cluster", BigInteger),
     Column("stands_for", Integer, nullable=False),
+    Column("explored", Boolean, nullable=False, server_default=false()),
+    Column("nearest_id", Text),
+    Column("nearest_cosine", Float),
+    Column("cell", BigInteger),
+    Column("parts", JSON(none_as_null=True)),
+    Column("policy_digest", String(64)),
     UniqueConstraint("round_number", "rank"),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from curate.catalog.boxes import box_f1, labelled_box, parse_boxes
+from curate.catalog.boxes import box_f1, labelled_box, match_boxes, parse_boxes
 from curate.contracts.prediction import ClassificationPrediction, DetectionPrediction, Prediction
 from curate.errors import CatalogError
 
@@ -33,6 +33,27 @@ def score_prediction(prediction: Prediction, label: Mapping[str, Any], class_nam
     if judge is None:
         raise CatalogError(f"predictions of kind {prediction.kind} cannot be judged yet")
     return judge(prediction, label, class_names)
+
+
+def is_contradicted(
+    prediction: Prediction, box_id: str | None, label: Mapping[str, Any], class_names: tuple[str, ...]
+) -> bool | None:
+    """Return whether the label contradicts what a person called wrong: one shown box, or without one the whole answer.
+
+    A box stands when it is paired with a labelled one of its class, each at most once, as in `score_prediction`. None
+    when the prediction shows no such box.
+
+    Raises:
+        CatalogError: no judge knows this kind, or the prediction or the label does not fit the classes.
+    """
+    if box_id is None:
+        return not is_correct(prediction, label, class_names)
+    shown = prediction.shown_boxes if isinstance(prediction, DetectionPrediction) else ()
+    place = next((number for number, box in enumerate(shown) if box.box_id == box_id), None)
+    if place is None:
+        return None
+    pairs = match_boxes([labelled_box(box, class_names) for box in shown], parse_boxes(label, class_names))
+    return place not in {number for number, _ in pairs}
 
 
 def _score_class(prediction: ClassificationPrediction, label: Mapping[str, Any], class_names: tuple[str, ...]) -> float:

@@ -15,7 +15,7 @@ class DeviceCounters(Document):
 
     Laws (the ledger): `frames_seen = frames_inferred + sum(frames_skipped)`;
     `selected = spooled + sum(dropped)`; `spooled = acknowledged + pending + evicted`;
-    `feedback_spooled = feedback_acknowledged + feedback_pending`.
+    `feedback_spooled = feedback_acknowledged + feedback_pending + sum(feedback_given_up)`.
     """
 
     frames_seen: int = Field(default=0, ge=0)
@@ -40,6 +40,9 @@ class DeviceCounters(Document):
     feedback_spooled: int = Field(default=0, ge=0)
     feedback_acknowledged: int = Field(default=0, ge=0)
     feedback_pending: int = Field(default=0, ge=0)
+    feedback_given_up: dict[str, int] = Field(default_factory=dict)
+    """Verdicts that will never arrive, by reason: `refused` by the bucket, `unreadable`, `lost` by the disk. An older
+    agent counts them as pending."""
 
 
 STEP_OUTCOMES: Final = frozenset({"downloading", "verified", "smoke", "trial"})
@@ -55,6 +58,8 @@ class UpdateEvent(Document):
     outcome: str
     release_id: SafeName | None = None
     detail: str | None = None
+    camera_id: SafeName | None = None
+    """Whose stream felt the swap: each camera tells its own gap."""
     swap_gap_ms: float | None = None
     """Time between the last answer of the old model and the first of the new, beyond the frame interval."""
     frames_lost: int | None = None
@@ -64,7 +69,8 @@ class DeviceLimits(Document):
     """What the device is held to at this moment, and what it gives up for it."""
 
     held_back: dict[str, int] = Field(default_factory=dict)
-    """Captures waiting on the device by what keeps them there: `budget`, `window`, `metered`. Empty: nothing does."""
+    """Captures waiting on the device by what keeps them there: `budget`, `window`, `metered`, and `unreadable` for what
+    the disk does not give at present. Empty: nothing does."""
     reserve_ready: bool = True
     """Whether the disk's reserve is there; it was given up for the agent's own state if not."""
     clock_offset_s: float = 0.0

@@ -20,9 +20,9 @@ from curate.selection.base import (
 )
 from curate.selection.candidates import PER_LABEL, gather_candidates, rate_candidates
 from curate.selection.explain import ActivePick
-from curate.selection.query import QueryProblem
+from curate.selection.query import FixedUtilities, QueryProblem
 from curate.selection.sights import Sights
-from curate.selection.strategies import BLIND, STRATEGIES, FixedUtilities
+from curate.selection.strategies import BLIND, STRATEGIES, UNPRICED
 from curate.selection.uncertainty import mix_disagreement, raise_by_evidence, rate_uncertainty
 
 HOUR_S = 3600
@@ -61,22 +61,31 @@ def pick_active(
     share = _Share(sights, overview, _label_counts(labelled, overview.probabilities), policy, rng, progress)
     fresh = allowed & (sights.nearest_training < policy.duplicate_cosine)
     picks = _pick_both(share, fresh, budget)
-    ran_out = len(picks) >= min(len(np.unique(sights.cluster[fresh])), _max_candidates(share, budget))
-    left = allowed.copy()
-    left[[pick.row for pick in picks]] = False
-    rows = np.flatnonzero(left)
-    spare = budget - total_cost(sights, picks)
-    if ran_out and spare > ROUNDING and len(rows):
-        order = pick_greedily(
-            FixedUtilities(sights.uncertainty[rows]), (), spare, rng.permutation(len(rows)), costs=sights.cost[rows]
-        )
-        picks += [ActivePick(int(rows[pick.candidate]), pick.utility, (FILLED_IN,)) for pick in order]
-    return picks
+    unheld = fresh & ~_on_probation(sights, policy)
+    ran_out = len(picks) >= min(len(np.unique(sights.cluster[unheld])), _max_candidates(share, budget))
+    return [*picks, *_fill_in(share, allowed, picks, budget)] if ran_out else picks
 
 
 def total_cost(sights: Sights, picks: Sequence[ActivePick]) -> float:
     """Return what the picks cost together, in the policy's unit."""
     return float(sights.cost[[pick.row for pick in picks]].sum())
+
+
+def _fill_in(share: _Share, allowed: BoolArray, picks: Sequence[ActivePick], budget: float) -> list[ActivePick]:
+    """Pick of what is left, sights that were taken before included, the most uncertain first."""
+    sights, left = share.sights, allowed.copy()
+    left[[pick.row for pick in picks]] = False
+    rows, spare = np.flatnonzero(left), budget - total_cost(sights, picks)
+    if spare <= ROUNDING or not len(rows):
+        return []
+    order = pick_greedily(
+        FixedUtilities(sights.uncertainty[rows]),
+        _probation_quota(share, rows, _allowance(share, budget, picks)),
+        spare,
+        share.rng.permutation(len(rows)),
+        costs=sights.cost[rows],
+    )
+    return [ActivePick(int(rows[pick.candidate]), pick.utility, (FILLED_IN,)) for pick in order]
 
 
 def _overview(sights: Sights, policy: SelectionPolicy) -> QueryProblem:
@@ -97,7 +106,7 @@ def _overview(sights: Sights, policy: SelectionPolicy) -> QueryProblem:
     return QueryProblem(
         embeddings=sights.unit.take(sights.first_row),
         probabilities=probabilities,
-        weights=sights.size.astype(np.float64) ** policy.multiplicity_power,
+        weights=sights.size.astype(np.float64) ** policy.multiplicity_power * _recency(sights, policy.half_life_s),
         evidence=evidence,
         candidates=np.empty(0, np.int64),
         labelled=sights.training,
@@ -106,6 +115,19 @@ def _overview(sights: Sights, policy: SelectionPolicy) -> QueryProblem:
         nearest=sights.nearest_training[sights.first_row],
         max_entries=policy.max_candidates**2,
     )
+
+
+def _recency(sights: Sights, half_life_s: float | None) -> Float64Array:
+    """Return the weight of each sight's newest row for its age, float64 [S]; 1 where no age is known."""
+    weights = np.ones(len(sights.size))
+    seconds = sights.pool.captured_s
+    if half_life_s is None or seconds is None or not np.isfinite(seconds).any():
+        return weights
+    newest = np.full(len(sights.size), -np.inf)
+    np.maximum.at(newest, sights.cluster, np.where(np.isfinite(seconds), seconds, -np.inf))
+    known = np.isfinite(newest)
+    weights[known] = 0.5 ** ((newest.max() - newest[known]) / half_life_s)
+    return weights
 
 
 def _pick_both(share: _Share, fresh: BoolArray, budget: float) -> list[ActivePick]:
@@ -117,32 +139,37 @@ def _pick_both(share: _Share, fresh: BoolArray, budget: float) -> list[ActivePic
     """
     sights = share.sights
     explored = round(share.policy.explore_share * budget)
-    picks = _pick_sights(share, _representatives(sights, fresh), budget - explored)
+    picks = _pick_sights(share, _representatives(share, fresh), budget - explored, _allowance(share, budget - explored))
     chance = replace(share, policy=share.policy.model_copy(update={"strategy": "random"}))
     drawn: list[ActivePick] = []
     for source in (fresh & np.isfinite(sights.pool.random_probability), fresh):
         spare = budget - total_cost(sights, [*picks, *drawn])
         if spare <= ROUNDING:
             break
-        representative = _representatives(sights, source)
+        representative = _representatives(share, source)
         representative[sights.cluster[[pick.row for pick in (*picks, *drawn)]]] = -1
-        found = _pick_sights(chance, representative, spare)
+        found = _pick_sights(chance, representative, spare, _allowance(share, budget, [*picks, *drawn]))
         drawn += [ActivePick(pick.row, pick.utility, pick.caveats, explored=True) for pick in found]
     return interleave(picks, drawn)
 
 
-def _representatives(sights: Sights, fresh: BoolArray) -> IntArray:
-    """Return each sight's most uncertain fresh row (ties: the last), -1 where it has none: int64 [S]."""
+def _representatives(share: _Share, fresh: BoolArray) -> IntArray:
+    """Return each sight's most uncertain fresh row (ties: the last), -1 where it has none: int64 [S].
+
+    A row of a device on probation stands for a sight only where no other does: copies must not hold a sight back.
+    """
+    sights = share.sights
     representative = np.full(len(sights.size), -1, np.int64)
     rows = np.flatnonzero(fresh)
-    rows = rows[np.lexsort((sights.uncertainty[rows], sights.cluster[rows]))]
+    proven = ~_on_probation(sights, share.policy)[rows]
+    rows = rows[np.lexsort((sights.uncertainty[rows], proven, sights.cluster[rows]))]
     last = np.flatnonzero(np.diff(sights.cluster[rows], append=-1))
     representative[sights.cluster[rows[last]]] = rows[last]
     return representative
 
 
-def _pick_sights(share: _Share, representative: IntArray, budget: float) -> list[ActivePick]:
-    """Run the strategy on one row per sight, under the quotas."""
+def _pick_sights(share: _Share, representative: IntArray, budget: float, allowance: float) -> list[ActivePick]:
+    """Run the strategy on one row per sight, under the quotas; `allowance` is what devices on probation may take."""
     sights, blind = share.sights, share.policy.strategy in BLIND
     askable = np.flatnonzero(representative >= 0)
     if not len(askable) or budget <= ROUNDING:
@@ -151,21 +178,24 @@ def _pick_sights(share: _Share, representative: IntArray, budget: float) -> list
         askable = _shortlist(share, askable, representative, budget)
         share.progress("weigh coverage")
     shown = np.where(representative >= 0, representative, sights.first_row)
+    rows = representative[askable]
+    members = sights.pool.members
     problem = replace(
         share.overview,
         embeddings=sights.unit.take(shown),
         nearest=sights.nearest_training[shown],
         candidates=askable,
+        batch=max(1, round(budget / float(sights.cost[rows].mean()))),
+        members=None if members is None or blind else members[rows],
     )
-    rows = representative[askable]
     strategy = STRATEGIES[share.policy.strategy](share.policy)
     picks = pick_within_budget(
         lambda: strategy.utilities(problem, share.rng),
-        _quotas(share, askable, rows, budget),
+        (*_probation_quota(share, rows, allowance), *_quotas(share, askable, rows, budget)),
         budget,
         lambda: share.rng.permutation(len(rows)),
         sights.cost[rows],
-        weigh_cost=not blind,
+        weigh_cost=share.policy.strategy not in UNPRICED,
     )
     return [ActivePick(int(rows[pick.candidate]), pick.utility, _quota_caveats(pick)) for pick in picks]
 
@@ -192,7 +222,11 @@ def _shortlist(share: _Share, askable: IntArray, representative: IntArray, budge
         share.label_counts,
         share.rng,
     )
-    return askable[gather_candidates(sources, share.sights.devices[representative[askable]], limit)]
+    rows = representative[askable]
+    # All newcomers count as one device: many of them must not crowd the others out before the quota is looked at.
+    newcomer = share.sights.devices.max() + 1
+    devices = np.where(_on_probation(share.sights, share.policy)[rows], newcomer, share.sights.devices[rows])
+    return askable[gather_candidates(sources, devices, limit)]
 
 
 def _label_counts(labelled: LabelledSet, probabilities: Float32Array | None) -> IntArray | None:
@@ -206,11 +240,39 @@ def _quotas(share: _Share, askable: IntArray, rows: IntArray, budget: float) -> 
     """Return the quotas that the policy sets; the last gives way first."""
     policy, sights, probabilities = share.policy, share.sights, share.overview.probabilities
     parts: list[tuple[str, float, IntArray]] = [("device", policy.max_device_share, sights.devices[rows])]
+    if policy.max_site_share < 1 and sights.pool.sites is not None:
+        parts.insert(0, ("site", policy.max_site_share, sights.pool.sites[rows]))
     if policy.max_class_share < 1 and probabilities is not None:
         parts.append(("class", policy.max_class_share, probabilities[askable].argmax(axis=1)))
     if policy.max_hour_share < 1 and sights.pool.captured_s is not None:
         parts.append(("hour", policy.max_hour_share, _hours(sights.pool.captured_s[rows])))
-    return tuple(Quota(name, part.tolist(), max(1, int(np.ceil(most * budget)))) for name, most, part in parts)
+    return tuple(Quota(name, _named(name, part), max(1, int(np.ceil(most * budget)))) for name, most, part in parts)
+
+
+def _named(name: str, part: IntArray) -> list[int | None]:
+    """Return the parts of a quota; a device without a known site is bound by its own quota alone."""
+    return [None if name == "site" and number < 0 else number for number in part.tolist()]
+
+
+def _probation_quota(share: _Share, rows: IntArray, allowance: float) -> tuple[Quota, ...]:
+    """Return the joint quota of all devices on probation: firm, since one that gives way to a flood stops none."""
+    bound = _on_probation(share.sights, share.policy)[rows].tolist()
+    return (Quota("probation", [True if on else None for on in bound], allowance, firm=True),) if any(bound) else ()
+
+
+def _allowance(share: _Share, budget: float, picks: Sequence[ActivePick] = ()) -> float:
+    """Return what devices on probation may still take of a budget after these picks."""
+    bound = _on_probation(share.sights, share.policy)
+    taken = total_cost(share.sights, [pick for pick in picks if bound[pick.row]])
+    return float(np.ceil(share.policy.max_probation_share * budget)) - taken
+
+
+def _on_probation(sights: Sights, policy: SelectionPolicy) -> BoolArray:
+    """Return which rows the joint quota binds, bool [N]."""
+    marked = sights.pool.probation
+    if marked is None or policy.max_probation_share >= 1:
+        return np.zeros(len(sights.pool), np.bool_)
+    return marked
 
 
 def _hours(captured_s: Float64Array) -> IntArray:

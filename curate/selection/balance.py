@@ -28,11 +28,15 @@ class Pick:
 
 @dataclass(frozen=True, eq=False)
 class Quota:
-    """At most `limit` of the budget for any one part; `part` [C] says which part (device, class, hour) each is of."""
+    """At most `limit` of the budget for any one part; `part` [C] says which part (device, class, hour) each is of.
+
+    What is of part None is free. A `firm` quota never gives way, even if the budget is not spent.
+    """
 
     name: str
-    part: Sequence[Hashable]
+    part: Sequence[Hashable | None]
     limit: float
+    firm: bool = False
 
 
 def allocate(budget: int, weights: Mapping[str, float], capacities: Mapping[str, int]) -> dict[str, int]:
@@ -67,7 +71,7 @@ def pick_greedily(
 
     `costs` float64 [C] > 0 counts in the unit of budget and quotas (default 1 each: min(budget, C) picks). What no
     longer fits is passed over for what still does. `per_cost` ranks by utility over cost instead. Where the quotas do
-    not let the budget be spent the last of them gives way, then the one before.
+    not let the budget be spent the last of them gives way, then the one before; firm ones stay.
 
     Lazy greedy (Minoux 1978): a stale utility is an upper bound, so the top of the heap is the best as soon as its
     refreshed utility stays on top. Exact for submodular coverage; within p quotas (partition matroids) the greedy
@@ -78,7 +82,7 @@ def pick_greedily(
     cost = [1.0] * len(initial) if costs is None else costs.tolist()
     price = costs if per_cost and costs is not None else np.ones(len(initial))
     queue = _Queue(-initial / price, tie_order)
-    taken: list[dict[Hashable, float]] = [{} for _ in quotas]
+    taken: list[dict[Hashable | None, float]] = [{} for _ in quotas]
     spent = 0.0
     picks: list[Pick] = []
     for active in range(len(quotas), -1, -1):
@@ -87,7 +91,7 @@ def pick_greedily(
             if spent + cost[candidate] > budget + ROUNDING:
                 continue
             over = _exceeded(quotas, taken, candidate, cost[candidate])
-            if any(quota < active for quota in over):
+            if any(quota < active or quotas[quota].firm for quota in over):
                 queue.set_aside(entry)
                 continue
             utility = utilities.current(candidate)
@@ -103,13 +107,13 @@ def pick_greedily(
 
 
 def _exceeded(
-    quotas: Sequence[Quota], taken: Sequence[Mapping[Hashable, float]], candidate: int, cost: float
+    quotas: Sequence[Quota], taken: Sequence[Mapping[Hashable | None, float]], candidate: int, cost: float
 ) -> list[int]:
     """Return which quotas the candidate would exceed."""
     return [
         number
         for number, (quota, sums) in enumerate(zip(quotas, taken, strict=True))
-        if sums.get(quota.part[candidate], 0.0) + cost > quota.limit + ROUNDING
+        if quota.part[candidate] is not None and sums.get(quota.part[candidate], 0.0) + cost > quota.limit + ROUNDING
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -49,9 +49,19 @@ class SelectionPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategy: Literal["uherding", "k_center", "margin", "entropy", "least_confidence", "random"] = Field(
-        default="uherding", description="Query strategy of the active share."
-    )
+    strategy: Literal[
+        "uherding",
+        "k_center",
+        "typiclust",
+        "badge",
+        "cluster_margin",
+        "bald",
+        "power_margin",
+        "margin",
+        "entropy",
+        "least_confidence",
+        "random",
+    ] = Field(default="uherding", description="Query strategy of the active share.")
     uncertainty: Literal["margin", "entropy", "least_confidence"] = Field(
         default="margin", description="Uncertainty that weighs the coverage of `uherding`."
     )
@@ -76,6 +86,28 @@ class SelectionPolicy(BaseModel):
     max_device_share: float = Field(
         default=0.6, gt=0, le=1, description="Largest share of the active budget that one device may take."
     )
+    max_site_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Largest share that the devices of one site may take together; 1: no limit.",
+    )
+    max_probation_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Largest share that all devices on probation may take together; 1: no limit.",
+    )
+    probation_labels: int = Field(
+        default=5, ge=0, description="Answered audits after which a device's probation ends; 0: there is none."
+    )
+    throttle_below: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="A device whose dismissals are surely right less often than this share of the fleet's rate is not"
+        " believed; 0: all are.",
+    )
     max_class_share: float = Field(
         default=1.0, gt=0, le=1, description="Largest share that one predicted class may take; 1: no limit."
     )
@@ -84,6 +116,12 @@ class SelectionPolicy(BaseModel):
     )
     multiplicity_power: float = Field(
         default=0.25, ge=0, le=1, description="A sight seen m times weighs m to this power: 0 ignores, 1 counts."
+    )
+    half_life_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="A sight seen this long before the newest one weighs half as much: what the cameras see now is what"
+        " the next model will meet. Null: age does not count.",
     )
     dismissed_weight: float = Field(
         default=1.0, ge=0, le=1, description="Trust in the pool's feedback evidence when it raises uncertainty."
@@ -137,7 +175,9 @@ class CandidatePool:
     lets active picks keep clear of the scenes of audits; `cost` float64 [N] > 0 or None, what a person spends on the
     capture in the policy's `budget_unit` (`annotation_cost`), None where every capture costs one image; `disagreement`
     float64 [N] in [0, 1] or None, how far the model on the device (int8) is from the one it was made of (float), NaN
-    where the two were not compared.
+    where the two were not compared; `sites` int64 [N] numbers where the device stands, -1 where that is not known, or
+    None; `probation` bool [N] or None marks captures of devices that have not proven themselves yet; `members` float32
+    [N, T, K] or None, what each of T models (an ensemble, or one with dropout left on) says of the capture.
     Raises `SelectionError` on mismatched lengths, wrong ranks or repeated ids; bad numbers inside a row are not an
     error but reported by `select_batch`, so that one broken capture cannot stop a round.
     """
@@ -154,6 +194,9 @@ class CandidatePool:
     uncertainty: Float64Array | None = None
     cost: Float64Array | None = None
     disagreement: Float64Array | None = None
+    sites: IntArray | None = None
+    probation: BoolArray | None = None
+    members: Float32Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -170,6 +213,8 @@ class CandidatePool:
             raise SelectionError(f"the pool has {n} ids but other lengths elsewhere: {wrong}")
         if n and not self.embeddings.ndim == 2 == (2 if self.probabilities is None else self.probabilities.ndim):
             raise SelectionError("embeddings and probabilities must be matrices, one row a capture")
+        if self.members is not None and self.members.ndim != 3:
+            raise SelectionError(f"members must be captures by models by classes, not {self.members.shape}")
         if self.probabilities is None and self.uncertainty is None:
             raise SelectionError("the pool has neither probabilities nor uncertainties")
         if len(set(self.ids)) < n:
@@ -198,7 +243,17 @@ class CandidatePool:
         )
 
 
-_OPTIONAL = ("probabilities", "feedback", "captured_s", "uncertainty", "cost", "disagreement")
+_OPTIONAL = (
+    "probabilities",
+    "feedback",
+    "captured_s",
+    "uncertainty",
+    "cost",
+    "disagreement",
+    "sites",
+    "probation",
+    "members",
+)
 
 
 def annotation_cost(boxes: Float64Array, policy: SelectionPolicy) -> Float64Array | None:
@@ -257,7 +312,9 @@ class SelectedSample:
 
     `inclusion_probability` is known for audit samples only (random arm times audit draw); `stands_for` counts the
     near-duplicates in the pool that this label speaks for, itself included; `nearest_labelled` is the cosine similarity
-    to the closest training label, None while there is none; `cost` counts in the selection's unit.
+    to the closest training label, `nearest_id`, None while there is none; `cost` counts in the selection's unit.
+    `explored` says that it was drawn at random among the distinct sights; `cell` is the part of a large pool's
+    embedding space that it lies in; `parts` are what its score is made of (`explain.PARTS`).
     """
 
     sample_id: str
@@ -271,6 +328,10 @@ class SelectedSample:
     inclusion_probability: float | None = None
     nearest_labelled: float | None = None
     cost: float = 1.0
+    nearest_id: str | None = None
+    explored: bool = False
+    cell: int | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

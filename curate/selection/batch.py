@@ -56,12 +56,12 @@ def select_batch(
     Raises `SelectionError` on an empty pool, a budget below 1, a negative seed, or embeddings whose width differs from
     the labelled ones, or a budget of boxes or minutes for a pool without costs.
     """
-    _verify_request(pool, labelled, policy, budget, seed)
+    verify_request(pool, labelled, policy, budget, seed)
     progress("read rows")
     scan = scan_rows(pool.embeddings)
     faults = find_faults(pool, scan, frozenset(labelled.ids))
     rejected = tuple(sorted((RejectedSample(pool.ids[row], why) for row, why in faults.items()), key=_by_id))
-    rows = _sound_rows(pool, faults)
+    rows = sound_rows(pool, faults)
     seeds = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)]
     audit_rng, active_rng, cell_rng = seeds
     sights = read_sights(pool, rows, scan.fingerprint[rows], labelled, policy, cells, cell_rng, progress)
@@ -69,27 +69,35 @@ def select_batch(
     audit_size = size_audit(policy.audit_share, budget, sights.cost[eligible])
     audit = draw_audit(sights.pool.random_probability, sights.pool.devices, audit_size, audit_rng)
     progress("keep clear of tests")
-    allowed = _allowed_rows(sights, labelled, [draw.row for draw in audit], policy)
+    allowed = allowed_rows(sights, labelled, [draw.row for draw in audit], policy)
     active_budget = budget - float(sights.cost[[draw.row for draw in audit]].sum())
     active = pick_active(sights, labelled, allowed, policy, active_budget, active_rng, progress)
     left = active_budget - total_cost(sights, active)
     progress("explain")
     return Selection(
-        items=ranked(audit_items(sights, audit), active_items(sights, active, policy)),
+        items=ranked(audit_items(sights, audit, labelled, policy), active_items(sights, active, labelled, policy)),
         budget=budget,
         seed=seed,
         policy_digest=policy.digest(),
         pool_size=len(pool),
         distinct_sights=len(sights.size),
         rejected=rejected,
-        notes=selection_notes(active, len(audit), audit_size, left, policy, budget),
+        notes=selection_notes(
+            active,
+            len(audit),
+            audit_size,
+            left,
+            policy,
+            budget,
+            on_probation=pool.probation is not None and bool(pool.probation.any()),
+        ),
         unit=policy.budget_unit,
         spent=budget - left,
         cells=sights.cells if sights.index.count > 1 else None,
     )
 
 
-def _sound_rows(pool: CandidatePool, faults: Collection[int]) -> IntArray:
+def sound_rows(pool: CandidatePool, faults: Collection[int]) -> IntArray:
     """Return the rows without fault in the order of their ids, int64."""
     count = len(pool)
     in_order = all(map(operator.lt, pool.ids, itertools.islice(pool.ids, 1, None)))
@@ -103,9 +111,8 @@ def _by_id(rejected: RejectedSample) -> str:
     return rejected.sample_id
 
 
-def _verify_request(
-    pool: CandidatePool, labelled: LabelledSet, policy: SelectionPolicy, budget: int, seed: int
-) -> None:
+def verify_request(pool: CandidatePool, labelled: LabelledSet, policy: SelectionPolicy, budget: int, seed: int) -> None:
+    """Raise SelectionError for what cannot be selected from or for."""
     if len(pool) == 0:
         raise SelectionError("the pool is empty", hint="wait for captures to be ingested")
     if seed < 0:
@@ -124,7 +131,7 @@ def _verify_request(
         )
 
 
-def _allowed_rows(sights: Sights, labelled: LabelledSet, audited: Sequence[int], policy: SelectionPolicy) -> BoolArray:
+def allowed_rows(sights: Sights, labelled: LabelledSet, audited: Sequence[int], policy: SelectionPolicy) -> BoolArray:
     """Return which rows may teach the model without leaking a test label: bool [N]."""
     pool, testing = sights.pool, labelled.testing
     guarded = {g for g, test in zip(labelled.groups, testing, strict=True) if test or policy.exclude_labelled_groups}

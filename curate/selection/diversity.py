@@ -30,6 +30,20 @@ def nearest_similarity(rows: Float32Array, references: Float32Array) -> Float64A
     return np.clip(best, -1.0, 1.0)
 
 
+def find_nearest(rows: Float32Array, references: Float32Array) -> tuple[IntArray, Float64Array]:
+    """Return the reference with each unit row's highest cosine, int64 [N], and that cosine, float64 [N].
+
+    There has to be a reference; of equal ones the first is taken.
+    """
+    nearest, best = np.empty(len(rows), np.int64), np.empty(len(rows))
+    step = _rows_a_block(len(references))
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        cosines = rows[block] @ references.T
+        nearest[block], best[block] = cosines.argmax(axis=1), cosines.max(axis=1)
+    return nearest, np.clip(best, -1.0, 1.0)
+
+
 def _rows_a_block(references: int) -> int:
     """Return how many rows may be compared with so many references at once, in at most 16 MiB."""
     return max(1, min(CHUNK_ROWS, BLOCK_COSINES // references))

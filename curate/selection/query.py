@@ -20,9 +20,10 @@ class QueryProblem:
     `embeddings` [N, D] and `labelled` float32 [M, D] have unit rows; `probabilities` float32 [N, K] or None;
     `uncertainty` float64 [N] in [0, 1] or None stands in for what would be computed from the probabilities;
     `weights` float64 [N] is each sight's tempered multiplicity; `evidence` float64 [N] in [0, 1] is feedback that the
-    prediction is wrong; `candidates` int64 [C] indexes the N rows. `cells` says which sights are near enough to be
-    compared (None: all are); `nearest` float64 [N] is each sight's cosine to the nearest of `labelled`, None where that
-    is to be computed; a kernel over the sights holds about `max_entries` numbers.
+    prediction is wrong; `candidates` int64 [C] indexes the N rows, and about `batch` of them will be picked. `cells`
+    says which sights are near enough to be compared (None: all are); `nearest` float64 [N] is each sight's cosine to
+    the nearest of `labelled`, None where that is to be computed; a kernel over the sights holds about `max_entries`
+    numbers. `members` float32 [C, T, K] or None is what each of T models says of the candidates.
     """
 
     embeddings: Rows
@@ -35,6 +36,8 @@ class QueryProblem:
     cells: CellIndex | None = None
     nearest: Float64Array | None = None
     max_entries: int = 4000**2
+    batch: int = 1
+    members: Float32Array | None = None
 
     @property
     def nearest_labelled(self) -> Float64Array:
@@ -60,6 +63,20 @@ class Utilities(Protocol):
 
     def add(self, candidate: int) -> None:
         """Take the candidate into the batch."""
+
+
+@dataclass(frozen=True)
+class FixedUtilities:
+    """Utilities that the rest of the batch does not change."""
+
+    initial: Float64Array
+
+    def current(self, candidate: int) -> float:
+        """Return the candidate's utility."""
+        return float(self.initial[candidate])
+
+    def add(self, candidate: int) -> None:
+        """Do nothing: points do not influence each other."""
 
 
 @runtime_checkable

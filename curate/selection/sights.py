@@ -69,6 +69,9 @@ def _optional_checks(pool: CandidatePool) -> list[tuple[str, BoolArray]]:
         checks.append(("probabilities are not finite", _any(~np.isfinite(p))))
         checks.append(("probabilities are not a distribution", ~(np.abs(p.sum(axis=1) - 1) <= 0.01)))
         checks.append(("a probability is negative", _any(p < 0)))
+    if (m := pool.members) is not None:
+        proper = (np.abs(m.sum(axis=2) - 1) <= 0.01) & (m >= 0).all(axis=2)
+        checks.append(("a member's answer is not a distribution", _any(~proper)))
     for name, column in (("feedback evidence", pool.feedback), ("uncertainty", pool.uncertainty)):
         if column is not None:
             checks.append((f"{name} is outside [0, 1]", ~((column >= 0) & (column <= 1))))

@@ -13,27 +13,16 @@ from curate.selection.base import (
     SelectionPolicy,
 )
 from curate.selection.cells import CellIndex
+from curate.selection.committee import BaldStrategy
 from curate.selection.diversity import coverage_radius
 from curate.selection.kernel import CoverageKernel, build_kernel
-from curate.selection.query import QueryProblem, QueryStrategy, Utilities
+from curate.selection.query import FixedUtilities, QueryProblem, QueryStrategy, Utilities
+from curate.selection.races import BadgeStrategy, PowerStrategy
 from curate.selection.rows import blocks
+from curate.selection.turns import ClusterMarginStrategy, TypiClustStrategy
 from curate.selection.uncertainty import UncertaintyKind, raise_by_evidence, rate_uncertainty
 
 CHUNK_CANDIDATES = 1024
-
-
-@dataclass(frozen=True)
-class FixedUtilities:
-    """Utilities that the rest of the batch does not change."""
-
-    initial: Float64Array
-
-    def current(self, candidate: int) -> float:
-        """Return the candidate's utility."""
-        return float(self.initial[candidate])
-
-    def add(self, candidate: int) -> None:
-        """Do nothing: points do not influence each other."""
 
 
 class CoverageUtilities:
@@ -140,13 +129,22 @@ class KCenterStrategy:
 STRATEGIES: dict[str, Callable[[SelectionPolicy], QueryStrategy]] = {
     "uherding": lambda policy: UHerdingStrategy(policy.uncertainty, policy.min_radius, policy.max_radius),
     "k_center": lambda _: KCenterStrategy(),
+    "typiclust": lambda _: TypiClustStrategy(),
+    "badge": lambda _: BadgeStrategy(),
+    "cluster_margin": lambda _: ClusterMarginStrategy(),
+    "bald": lambda _: BaldStrategy(),
+    "power_margin": lambda _: PowerStrategy("margin"),
     "margin": lambda _: UncertaintyStrategy("margin"),
     "entropy": lambda _: UncertaintyStrategy("entropy"),
     "least_confidence": lambda _: UncertaintyStrategy("least_confidence"),
     "random": lambda _: RandomStrategy(),
 }
 BLIND = frozenset({"random"})
-"""Strategies whose utilities are no benefit: weighing them against cost would only prefer what is cheap."""
+"""Strategies that look at nothing: a short list of the promising would bias them."""
+UNPRICED = frozenset({"random", "badge", "power_margin", "cluster_margin", "typiclust"})
+"""Strategies whose utilities say who comes first but not by how much: weighing them against cost would only prefer
+what is cheap.
+"""
 
 
 def _distance(cosine: Float64Array) -> Float64Array:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
+import threading
 from pathlib import Path, PurePosixPath
 
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
@@ -58,10 +58,15 @@ class ImageCache:
         return self._folder / digest[:2] / digest if named else None
 
     def _write(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+        temporary = f"{path}.{os.getpid()}-{threading.get_ident()}"
+        try:
+            file = open(temporary, "wb", buffering=0)  # noqa: PTH123, SIM115 (one for every picture that arrives)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(temporary, "wb", buffering=0)  # noqa: PTH123, SIM115
+        with file:
             file.write(data)
-        Path(file.name).replace(path)
+        os.replace(temporary, path)  # noqa: PTH105
 
     def _sweep(self) -> None:
         """Delete what was not used for longest, and what a killed process was writing."""

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from curate.errors import AccessDeniedError, BlobExistsError, BlobNotFoundError, StorageError, StorageUnavailableError
+from curate.errors import (
+    AccessDeniedError,
+    BlobExistsError,
+    BlobNotFoundError,
+    BlobTooLargeError,
+    StorageError,
+    StorageUnavailableError,
+)
 from curate.storage.keys import verify_key, verify_prefix
 from curate.storage.ports import STREAM_BYTES, BlobInfo, TaggedBlob
 
@@ -38,11 +45,11 @@ class LocalBlobStore:
                 raise BlobExistsError(f"create {key}: the key is taken") from exc
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
-        """Read the whole blob; StorageError when it is larger than `max_bytes`."""
+        """Read the whole blob; BlobTooLargeError when it is larger than `max_bytes`."""
         path = self._path(key)
         with _translated("get", key):
             if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
-                raise StorageError(f"{key} holds {size} bytes, more than {max_bytes}")
+                raise BlobTooLargeError(f"{key} holds {size} bytes, more than {max_bytes}")
             return path.read_bytes()
 
     def get_if_changed(self, key: str, tag: str | None, *, max_bytes: int | None = None) -> TaggedBlob | None:
@@ -54,7 +61,7 @@ class LocalBlobStore:
             if found == tag:
                 return None
             if max_bytes is not None and status.st_size > max_bytes:
-                raise StorageError(f"{key} holds {status.st_size} bytes, more than {max_bytes}")
+                raise BlobTooLargeError(f"{key} holds {status.st_size} bytes, more than {max_bytes}")
             return TaggedBlob(file.read(), found)
 
     def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:

@@ -59,7 +59,7 @@ class BlobStore(Protocol):
 
         Raises:
             BlobNotFoundError: nothing lies there.
-            StorageError: the blob is larger than `max_bytes`.
+            BlobTooLargeError: the blob is larger than `max_bytes`.
         """
 
     def get_if_changed(self, key: str, tag: str | None, *, max_bytes: int | None = None) -> TaggedBlob | None:
@@ -67,7 +67,7 @@ class BlobStore(Protocol):
 
         Raises:
             BlobNotFoundError: nothing lies there.
-            StorageError: the blob is larger than `max_bytes`.
+            BlobTooLargeError: the blob is larger than `max_bytes`.
         """
 
     def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:

@@ -31,6 +31,7 @@ from curate.errors import (
     BlobExistsError,
     BlobNotFoundError,
     BlobRefusedError,
+    BlobTooLargeError,
     ClockSkewError,
     ConfigError,
     StorageError,
@@ -43,7 +44,7 @@ from curate.storage.s3_models import make_lean_loader
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, PutObjectOutputTypeDef
 
 _PASSING_ERRORS = (
     BotoConnectionError,
@@ -135,8 +136,11 @@ class S3BlobStore:
         """Write the whole blob, replacing what was there."""
         verify_key(key)
         with _translated("put", key):
-            self._ask(
-                lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
+            _tag_of(
+                self._ask(
+                    lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
+                ),
+                key,
             )
 
     def create(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
@@ -167,7 +171,7 @@ class S3BlobStore:
                 if _http_status(exc) == _NOT_MODIFIED:
                     return None
                 raise
-            return TaggedBlob(_read_body(response, key, max_bytes), response["ETag"])
+            return TaggedBlob(_read_body(response, key, max_bytes), _tag_of(response, key))
 
     def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
         """Yield the blob's bytes from `start` on, in pieces, with one request (`Range`)."""
@@ -221,10 +225,18 @@ class S3BlobStore:
         return request()
 
 
+def _tag_of(response: GetObjectOutputTypeDef | PutObjectOutputTypeDef, key: str) -> str:
+    """Return the blob's tag. Every blob store answers with one; a captive portal says 200 to anything it hears."""
+    tag = response.get("ETag")
+    if not tag:
+        raise StorageUnavailableError(f"{key}: an answer without a tag is not a blob store's")
+    return tag
+
+
 def _read_body(response: GetObjectOutputTypeDef, key: str, max_bytes: int | None) -> bytes:
     with closing(response["Body"]) as body:  # as its own context manager it would give the bare stream
         if max_bytes is not None and response["ContentLength"] > max_bytes:
-            raise StorageError(f"{key} holds {response['ContentLength']} bytes, more than {max_bytes}")
+            raise BlobTooLargeError(f"{key} holds {response['ContentLength']} bytes, more than {max_bytes}")
         return body.read()
 
 

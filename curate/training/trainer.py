@@ -134,6 +134,7 @@ def _fit(
         for step in range(recipe.steps_per_epoch):
             chosen = next(queue)
             variant = augment(frames[chosen], recipe.augmentation, generator)
+            variant = variant.contiguous(memory_format=torch.channels_last)  # resampling has undone it
             loss = _loss(network, variant, labels[chosen], recipe, generator)
             optimizer.zero_grad()
             torch.autograd.backward(loss)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from curate.catalog.models import SampleStatus
-from curate.contracts.paths import reported_key
+from curate.contracts.paths import CAPTURES, reported_key
 from curate.contracts.telemetry import ReportedState
 from curate.errors import Error
 from curate.release.repository import init_repository
@@ -154,16 +154,7 @@ class DemoRun:
             set_link(control, up=True)
             self.timeline.note("link_up", camera=self.world.offline_camera)
         time.sleep(half)
-        _wait_until(lambda: self._has_pool(wired), timeout_s=240, what="enough captures")
-
-    def _has_pool(self, wired: Services) -> bool:
-        """Look into the inbox before saying no: the next scheduled look may be half a minute away."""
-        if self._pool_size(wired) < self.script.min_pool:
-            self._runs.run_to_end("ingest-captures", timeout_s=120)
-        return self._pool_size(wired) >= self.script.min_pool
-
-    def _pool_size(self, wired: Services) -> int:
-        return len(wired.catalog.samples(status=SampleStatus.POOL))
+        _wait_until(lambda: _count_waiting(wired) >= self.script.min_pool, timeout_s=240, what="enough captures")
 
     def _round(self, number: int) -> None:
         self.timeline.note("round_opened", number=number)
@@ -235,6 +226,12 @@ def read_reported(wired: Services, device_id: str) -> ReportedState | None:
         return ReportedState.from_bytes(wired.store.get(reported_key(device_id)))
     except Error:
         return None
+
+
+def _count_waiting(wired: Services) -> int:
+    """Captures in the bucket that no round has asked about yet: before it chooses, a round ingests what is new."""
+    uploaded = sum(1 for _ in wired.store.list(CAPTURES))
+    return uploaded - sum(sample.status is not SampleStatus.POOL for sample in wired.catalog.samples())
 
 
 def _wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:

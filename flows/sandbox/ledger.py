@@ -46,7 +46,9 @@ def verify_device(book: DeviceBook) -> Iterator[str]:
         f"{name}: spooled = acknowledged + pending + evicted", c.spooled, c.acknowledged + c.pending + c.evicted
     )
     yield from _equal(
-        f"{name}: verdicts = acknowledged + pending", c.feedback_spooled, c.feedback_acknowledged + c.feedback_pending
+        f"{name}: verdicts = acknowledged + pending + given up",
+        c.feedback_spooled,
+        c.feedback_acknowledged + c.feedback_pending + sum(c.feedback_given_up.values()),
     )
     yield from _equal(f"{name}: ingested = uploaded", book.cloud_captures, c.uploaded)
     yield from _equal(f"{name}: verdicts in the cloud = acknowledged", book.cloud_feedback, c.feedback_acknowledged)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,43 @@ def test_a_clock_in_1970_still_wants_a_known_issuer(monkeypatch: pytest.MonkeyPa
     """A certificate that nobody vouches for is refused, whatever the clock says."""
     with pytest.raises(StorageUnavailableError, match="self-signed"):
         put_over_tls(monkeypatch, tmp_path, in_1970(), known=False)
+
+
+class _Portal(BaseHTTPRequestHandler):
+    """Says 200 to whatever it hears, as the sign-in page of a hotel's network does."""
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        page = b"<html>Welcome! Please sign in.</html>" if self.command == "GET" else b""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    do_PUT = do_GET = _answer
+
+    def log_message(self, *_args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_captive_portal_is_no_bucket() -> None:
+    """What answers 200 to everything and keeps nothing is a link that is down: nothing counts as sent or changed."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Portal)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        settings = S3Settings(
+            bucket="gleaner",
+            endpoint_url=f"http://127.0.0.1:{server.server_port}",
+            access_key=SecretStr("a" * 8),
+            secret_key=SecretStr("b" * 8),
+        )
+        store = S3BlobStore(settings, Clock())
+        with pytest.raises(StorageUnavailableError):
+            store.put("captures/x", b"1")
+        with pytest.raises(StorageUnavailableError):
+            store.get_if_changed("twin/cam/ack.json", None)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

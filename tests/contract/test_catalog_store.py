@@ -21,7 +21,7 @@ from alembic.migration import MigrationContext
 
 from curate.catalog import tables
 from curate.catalog.admissions import AdmissionResult
-from curate.catalog.ingest import plan_admission
+from curate.catalog.ingest import plan_admission, read_incoming
 from curate.catalog.models import (
     AnnotationRow,
     BatchStatus,
@@ -140,7 +140,7 @@ def test_times_come_back_aware_in_utc(catalog: Catalog) -> None:
 def test_the_same_batch_twice_changes_nothing(catalog: Catalog) -> None:
     """Receiving again, even with other pictures there, leaves all that the first time brought as it was."""
     record = batch(captures=[capture(1), capture(2)], feedback=[feedback(1, "p-c-1")])
-    images_missing = plan_admission(key_of(record), record.to_bytes(), {}, now=NOW)
+    images_missing = plan_admission(read_incoming(key_of(record), record.to_bytes()), {}, now=NOW)
     first = catalog.admit_batch(plan(record))
     state = (catalog.batches(), catalog.feedback(), catalog.quarantine(), len(catalog.samples()))
     for again in (plan(record, now=NOW + timedelta(days=1)), images_missing):
@@ -195,8 +195,8 @@ def test_a_failing_admission_leaves_nothing(catalog: Catalog) -> None:
 
 def test_bad_records_are_taken_and_kept_apart(catalog: Catalog) -> None:
     """A record in quarantine counts as taken; one that names no batch only leaves its refusal."""
-    catalog.admit_batch(plan_admission("inbox/cam-1/boot1-00000001.json", b"rubbish", {}, now=NOW))
-    catalog.admit_batch(plan_admission("inbox/strange", b"rubbish", {}, now=NOW))
+    catalog.admit_batch(plan_admission(read_incoming("inbox/cam-1/boot1-00000001.json", b"rubbish"), {}, now=NOW))
+    catalog.admit_batch(plan_admission(read_incoming("inbox/strange", b"rubbish"), {}, now=NOW))
     assert [row.reason for row in catalog.quarantine()] == ["bad_schema", "bad_key"]
     assert catalog.batch_status([("cam-1", "boot1", 1), ("cam-1", "boot1", 2)]) == {
         ("cam-1", "boot1", 1): BatchStatus.QUARANTINED
@@ -234,7 +234,7 @@ def test_newest_counters_need_no_clock(catalog: Catalog) -> None:
     for boot, sequence, seen in (("late", 1, 500), ("z-early", 2, 300), ("z-early", 1, 100), ("late", 2, 500)):
         counters = DeviceCounters(frames_seen=seen, acknowledged=sequence)
         catalog.admit_batch(plan(batch(sequence, boot_id=boot, counters=counters)))
-    catalog.admit_batch(plan_admission("inbox/cam-1/late-00000003.json", b"rubbish", {}, now=NOW))
+    catalog.admit_batch(plan_admission(read_incoming("inbox/cam-1/late-00000003.json", b"rubbish"), {}, now=NOW))
     catalog.admit_batch(plan(batch(1, device="cam-2")))
     counters_by_device = catalog.device_counters()
     assert counters_by_device["cam-1"] == DeviceCounters(frames_seen=500, acknowledged=2)
@@ -285,6 +285,40 @@ def test_samples_are_filtered_and_ordered(catalog: Catalog) -> None:
     assert ids(ids=["c-1", "d-2", "nobody", "c-1"]) == ["c-1", "d-2"]
     assert ids(random_arm_only=True) == ["c-0", "c-2", "d-2"]
     assert ids(random_arm_only=True, devices=["cam-1"], since=at, status=SampleStatus.POOL) == ["c-2"]
+
+
+def test_ids_by_their_beginning(catalog: Catalog) -> None:
+    """A beginning is taken literally, letter case and wildcards included, and no more ids come than were asked for."""
+    catalog.add_samples([replace(imported(1), sample_id=name) for name in ("ab-1", "ab-2", "AB-3", "a%", "b")])
+    assert catalog.sample_ids("ab", 10) == ["ab-1", "ab-2"]
+    assert catalog.sample_ids("ab", 1) == ["ab-1"]
+    assert catalog.sample_ids("a%", 10) == ["a%"]
+    assert catalog.sample_ids("c", 10) == []
+
+
+def test_what_a_release_answered_in_a_period(catalog: Catalog) -> None:
+    """Samples can be asked for by release, and each device tells since when it has answered with it."""
+    catalog.admit_batch(plan(batch(captures=[capture(number) for number in (3, 4, 5)])))
+    catalog.admit_batch(plan(batch(captures=[capture(6, "d")], device="cam-2")))
+    catalog.admit_batch(plan(batch(2, captures=[capture(9, "e", prediction=detection(9))], device="cam-2")))
+    assert [each.sample_id for each in catalog.samples(release_id="r1")] == ["c-3", "c-4", "c-5", "d-6"]
+    assert [each.sample_id for each in catalog.samples(release_id="r2")] == ["e-9"]
+    at = {each.sample_id: each.captured_at for each in catalog.samples()}
+    assert catalog.first_captures("r1", NOW) == {"cam-1": at["c-3"], "cam-2": at["d-6"]}
+    assert catalog.first_captures("r1", at["d-6"]) == {"cam-1": at["c-3"]}
+    assert catalog.first_captures("r9", NOW) == {}
+
+
+def test_batches_of_a_period_and_around_it(catalog: Catalog) -> None:
+    """A device's batches of a period by its own clock come with the nearest on either side, if there are any."""
+    for number in range(1, 7):
+        catalog.admit_batch(plan(batch(number, created_at=NOW + timedelta(minutes=number - 30))))
+    catalog.admit_batch(plan(batch(1, device="cam-2", created_at=NOW)))
+    catalog.admit_batch(plan_admission(read_incoming("inbox/cam-1/boot1-00000007.json", b"rubbish"), {}, now=NOW))
+    since, until = NOW - timedelta(minutes=27), NOW - timedelta(minutes=25)
+    assert [each.sequence for each in catalog.batches_around("cam-1", since, until)] == [2, 3, 4, 5, 6]
+    assert [each.sequence for each in catalog.batches_around("cam-1", NOW, NOW)] == [6]
+    assert catalog.batches_around("cam-9", since, until) == []
 
 
 def test_more_ids_than_one_query_takes(catalog: Catalog) -> None:
@@ -424,6 +458,47 @@ def test_a_selection_outside_the_pool_is_refused_whole(catalog: Catalog, bad: st
     assert _status(catalog, ids[0]) is SampleStatus.POOL
 
 
+def test_what_explains_a_choice_comes_back_as_it_was(catalog: Catalog) -> None:
+    """Every number that a choice rests on is kept; a sample that was never chosen has none."""
+    ids = _fill(catalog, 3)
+    catalog.open_round(1, budget=10, seed=0, now=NOW)
+    told = SelectedRow(
+        round_number=1,
+        sample_id=ids[0],
+        rank=1,
+        role=SelectionRole.ACTIVE,
+        utility=0.1 + 0.2,
+        inclusion_probability=None,
+        reasons=("unsure",),
+        cluster=7,
+        stands_for=4,
+        explored=True,
+        nearest_id=ids[2],
+        nearest_cosine=1 / 3,
+        cell=12,
+        parts={"model": 2 / 3, "evidence": 0.0},
+        policy_digest="d" * 64,
+    )
+    plain = SelectedRow(1, ids[1], 2, SelectionRole.AUDIT, 0.0, 0.01, ())
+    catalog.save_selection(1, [told, plain])
+    assert catalog.selection(1) == [told, plain]
+    assert catalog.selected(ids[0]) == told
+    assert catalog.selected(ids[2]) is None
+
+
+def test_rows_of_an_older_schema_are_read(url: str) -> None:
+    """A choice from before choices carried their numbers reads as one that is not explained."""
+    with Catalog.open(url) as catalog:
+        _select(catalog, _fill(catalog, 1))
+        engine = sqlalchemy.create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("UPDATE selections SET parts = NULL"))
+        engine.dispose()
+        row = catalog.selected("c-0")
+    assert row is not None
+    assert (row.parts, row.explored, row.policy_digest) == ({}, False, None)
+
+
 def test_sent_tasks_bear_one_backend_id(catalog: Catalog) -> None:
     """Noting again is fine; a second id for a sample, or one id for two samples, is refused and notes nothing."""
     ids = _fill(catalog, 3)
@@ -499,6 +574,16 @@ def test_an_answer_taken_back_queues_the_sample_again(catalog: Catalog) -> None:
     assert _status(catalog, "imported-1") is SampleStatus.POOL
 
 
+def test_answers_of_named_samples(catalog: Catalog) -> None:
+    """Only the answers of the asked samples are read, within a round if one is given."""
+    ids = _fill(catalog, 3)
+    _select(catalog, ids[:2])
+    catalog.save_annotations([_annotation(f"a-{each}", each) for each in ids])
+    assert [row.sample_id for row in catalog.annotations(sample_ids=ids[1:])] == ids[1:]
+    assert [row.sample_id for row in catalog.annotations(sample_ids=ids[1:], round_number=1)] == [ids[1]]
+    assert catalog.annotations(sample_ids=[]) == []
+
+
 def test_watermarks(catalog: Catalog) -> None:
     """A poller finds again how far it came."""
     assert catalog.watermark("annotations") is None
@@ -527,6 +612,55 @@ def test_dataset_versions_are_kept_as_they_were(catalog: Catalog) -> None:
     assert catalog.dataset_version(first.version) == first
     assert catalog.latest_dataset_version() == second
     assert catalog.dataset_version("unknown") is None
+
+
+def test_an_unlearned_device_does_not_count(catalog: Catalog) -> None:
+    """Its samples are found only by who asks for them, it stays so however often, and the questions are skipped."""
+    catalog.admit_batch(plan(batch(captures=[capture(1), capture(2)])))
+    catalog.admit_batch(plan(batch(captures=[capture(1, "d")], device="cam-2")))
+    _select(catalog, ["c-1"])
+    for later in (NOW, NOW + timedelta(days=1)):
+        catalog.unlearn_device("cam-1", later)
+    assert {device.device_id: device.unlearned_at for device in catalog.devices()} == {"cam-1": NOW, "cam-2": None}
+    assert [sample.sample_id for sample in catalog.samples()] == ["d-1"]
+    assert len(catalog.samples(unlearned_too=True)) == 3
+    assert _same(catalog.sample("c-1"), catalog.samples(unlearned_too=True, ids=["c-1"])[0])
+    assert list(catalog.first_captures("r1", NOW)) == ["cam-2"]
+    assert [task.status for task in catalog.tasks()] == [TaskStatus.SKIPPED]
+    with pytest.raises(CatalogError, match="not in the pool"):
+        _select(catalog, ["c-2"], 2)
+    catalog.relearn_device("cam-1")
+    assert len(catalog.samples()) == 3
+    assert [task.status for task in catalog.tasks()] == [TaskStatus.PLANNED]
+
+
+def test_a_device_has_a_site_and_a_verdict_its_box(catalog: Catalog) -> None:
+    """A site is noted, changed and forgotten; a strange device is told; the box of a verdict comes back."""
+    catalog.admit_batch(plan(batch(captures=[capture(1)], feedback=[feedback(1, "p-c-1", box_id="b7")])))
+    for site in ("gate", "yard", None):
+        catalog.place_device("cam-1", site)
+        assert [device.site for device in catalog.devices()] == [site]
+    assert [row.box_id for row in catalog.feedback()] == ["b7"]
+    for change in (catalog.relearn_device, lambda name: catalog.unlearn_device(name, NOW)):
+        with pytest.raises(CatalogError, match="cam-9"):
+            change("cam-9")
+
+
+def test_who_taught_which_dataset(catalog: Catalog) -> None:
+    """Only what teaches counts as taught, and an older version becomes the newest only when that is asked for."""
+    tested = _dataset(1)
+    items = tuple(replace(item, split=Split.TRAIN) for item in _dataset(2).items)
+    taught = DatasetVersion(dataset_digest(items), 2, NOW, items)
+    for dataset in (taught, tested):
+        catalog.save_dataset_version(dataset)
+    assert catalog.taught_by(["cam-1", "cam-2"]) == {taught.version}
+    assert catalog.taught_by(["cam-2"]) == catalog.taught_by([]) == set()
+    assert catalog.last_version_with("cam-1") == tested.version
+    assert catalog.last_version_with("cam-2") is None
+    catalog.save_dataset_version(taught)
+    assert catalog.latest_dataset_version() == tested
+    catalog.save_dataset_version(taught, renew=True)
+    assert catalog.latest_dataset_version() == taught
 
 
 def _model(name: str, dataset: DatasetVersion) -> ModelRow:

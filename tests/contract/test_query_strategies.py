@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+import gc
+import tracemalloc
+from collections import Counter
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from curate.errors import SelectionError
+from curate.selection.balance import pick_greedily
 from curate.selection.base import (
     CandidatePool,
     LabelledSet,
@@ -22,7 +28,7 @@ from curate.selection.strategies import STRATEGIES
 
 pytestmark = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 
-DIM, CLASSES = 8, 4
+DIM, CLASSES, MODELS = 8, 4, 3
 
 
 def make_pool(n: int, *, seed: int = 0, devices: tuple[str, ...] = ("cam-1", "cam-2", "cam-3")) -> CandidatePool:
@@ -35,6 +41,22 @@ def make_pool(n: int, *, seed: int = 0, devices: tuple[str, ...] = ("cam-1", "ca
         cameras=tuple(devices[i % len(devices)] for i in range(n)),
         groups=tuple(f"burst-{i // 2}" for i in range(n)),
         random_probability=np.full(n, np.nan),
+        members=rng.dirichlet(np.ones(CLASSES), size=(n, MODELS)).astype(np.float32),
+    )
+
+
+def show_again(pool: CandidatePool, rows: np.ndarray, groups: tuple[str, ...], noise: float = 0.0) -> CandidatePool:
+    """The given captures, some of them many times, each time under another id and up to noise the same."""
+    shift = np.random.default_rng(4).normal(scale=noise, size=(len(rows), DIM))
+    return CandidatePool(
+        ids=tuple(f"s{i:04d}" for i in range(len(rows))),
+        embeddings=(pool.embeddings[rows] + shift).astype(np.float32),
+        probabilities=pool.probabilities[rows],
+        devices=tuple(pool.devices[row] for row in rows),
+        cameras=("cam",) * len(rows),
+        groups=groups,
+        random_probability=np.full(len(rows), np.nan),
+        members=pool.members[rows],
     )
 
 
@@ -49,52 +71,85 @@ def make_labelled(m: int) -> LabelledSet:
     return LabelledSet(tuple(f"known-{i}" for i in range(m)), rows, tuple(f"known-{i}" for i in range(m)))
 
 
-def select(strategy: str, pool: CandidatePool, budget: int, *, seed: int = 0, **policy: object) -> Selection:
+def select(
+    strategy: str, pool: CandidatePool, budget: int, *, labels: int = 3, seed: int = 0, **policy: object
+) -> Selection:
     values = {"strategy": strategy, "audit_share": 0.0, **policy}
-    return select_batch(pool, make_labelled(3), SelectionPolicy.model_validate(values), budget, seed)
+    return select_batch(pool, make_labelled(labels), SelectionPolicy.model_validate(values), budget, seed)
 
 
 def ids_of(selection: Selection) -> list[str]:
     return [item.sample_id for item in selection.items]
 
 
-def make_problem(n: int = 40) -> QueryProblem:
-    pool = make_pool(n)
+def make_problem(n: int, *, seed: int, labels: int = 3) -> QueryProblem:
+    """Every other sight may be asked; if the seed is odd, some look the same."""
+    rng = np.random.default_rng(seed)
+    pool = show_again(make_pool(n, seed=seed), rng.integers(0, n, n) if seed % 2 else np.arange(n), ("burst",) * n)
+    candidates = np.arange(0, n, 2)
     return QueryProblem(
         embeddings=unit_rows(pool.embeddings),
         probabilities=pool.probabilities,
         weights=np.ones(n),
-        evidence=np.zeros(n),
-        candidates=np.arange(0, n, 2),
-        labelled=unit_rows(make_labelled(3).embeddings),
+        evidence=rng.choice([0.0, 0.0, 0.5, 1.0], n),
+        candidates=candidates,
+        labelled=unit_rows(make_labelled(labels).embeddings),
+        batch=max(1, n // 8),
+        members=pool.members[candidates],
     )
 
 
-def open_utilities(strategy: str, problem: QueryProblem) -> Utilities:
+def open_utilities(strategy: str, problem: QueryProblem, seed: int = 0) -> Utilities:
     implementation = STRATEGIES[strategy](SelectionPolicy())
     assert isinstance(implementation, QueryStrategy)
-    utilities = implementation.utilities(problem, np.random.default_rng(0))
+    utilities = implementation.utilities(problem, np.random.default_rng(seed))
     assert isinstance(utilities, Utilities)
     return utilities
 
 
-def test_utilities_are_finite_one_a_candidate(strategy: str) -> None:
-    """A strategy gives one finite utility to each candidate."""
-    initial = open_utilities(strategy, make_problem()).initial
-    assert initial.shape == (20,)
-    assert np.isfinite(initial).all()
+def test_the_policy_offers_the_strategy(strategy: str) -> None:
+    """Whatever is registered can be chosen in the configuration, and nothing else can."""
+    offered = get_args(SelectionPolicy.model_fields["strategy"].annotation)
+    assert strategy in offered
+    assert sorted(offered) == sorted(STRATEGIES)
 
 
-def test_utilities_never_rise_as_the_batch_grows(strategy: str) -> None:
-    """Adding to the batch never raises a utility, which is what makes the lazy greedy engine exact."""
-    utilities = open_utilities(strategy, make_problem())
-    before = [utilities.current(i) for i in range(20)]
-    assert before == pytest.approx(utilities.initial.tolist(), abs=1e-6)
-    for picked in (3, 11, 7):
+@settings(max_examples=12, deadline=None)
+@given(n=st.integers(2, 40), seed=st.integers(0, 2**16), labels=st.sampled_from([0, 1, 5]), data=st.data())
+def test_utilities_never_rise_as_the_batch_grows(
+    strategy: str, n: int, seed: int, labels: int, data: st.DataObject
+) -> None:
+    """A candidate has one finite utility, and adding to the batch, in whatever order, never raises it."""
+    utilities = open_utilities(strategy, make_problem(n, seed=seed, labels=labels), seed)
+    count = len(range(0, n, 2))
+    assert utilities.initial.shape == (count,)
+    before = [utilities.current(i) for i in range(count)]
+    assert before == pytest.approx(utilities.initial.tolist(), rel=1e-5, abs=1e-6)
+    for picked in data.draw(st.permutations(range(count)))[:6]:
         utilities.add(picked)
-        after = [utilities.current(i) for i in range(20)]
-        assert all(new <= old + 1e-9 for new, old in zip(after, before, strict=True))
+        after = [utilities.current(i) for i in range(count)]
+        assert np.isfinite(after).all()
+        assert all(new <= old * (1 + 1e-9) + 1e-9 for new, old in zip(after, before, strict=True) if old >= 0)
+        assert all(new <= old + 1e-9 for new, old in zip(after, before, strict=True) if old < 0)
         before = after
+
+
+@settings(max_examples=8, deadline=None)
+@given(n=st.integers(2, 30), seed=st.integers(0, 2**16))
+def test_lazy_picks_are_those_of_looking_at_all(strategy: str, n: int, seed: int) -> None:
+    """The engine, which looks at few candidates a pick, picks what it would if it looked at all of them each time."""
+    problem = make_problem(n, seed=seed)
+    ties = np.random.default_rng(seed).permutation(len(problem.candidates))
+    picks = pick_greedily(open_utilities(strategy, problem), (), n, ties)
+    utilities, left = open_utilities(strategy, problem), set(range(len(ties)))
+    for pick in picks:
+        now = {i: (-utilities.current(i), ties[i]) for i in left}
+        assert now[pick.candidate][0] == pytest.approx(min(now.values())[0], rel=1e-6, abs=1e-6)
+        utilities.add(pick.candidate)
+        left.remove(pick.candidate)
+    assert not left
+    falling = [pick.utility for pick in picks]
+    assert falling == sorted(falling, reverse=True)
 
 
 @pytest.mark.parametrize("budget", [1, 7, 40, 400])
@@ -144,16 +199,7 @@ def test_row_order_does_not_matter(strategy: str) -> None:
 
 def test_an_all_identical_pool_is_one_sight(strategy: str) -> None:
     """Copies of one frame collapse to one sight, and the budget is still filled with finite utilities."""
-    one = make_pool(1)
-    pool = CandidatePool(
-        ids=tuple(f"s{i:03d}" for i in range(25)),
-        embeddings=np.repeat(one.embeddings, 25, axis=0),
-        probabilities=np.repeat(one.probabilities, 25, axis=0),
-        devices=("cam-1",) * 25,
-        cameras=("cam-1",) * 25,
-        groups=tuple(f"burst-{i}" for i in range(25)),
-        random_probability=np.full(25, np.nan),
-    )
+    pool = show_again(make_pool(1), np.zeros(25, np.int64), tuple(f"burst-{i}" for i in range(25)))
     selection = select(strategy, pool, 10)
     assert selection.distinct_sights == 1
     assert len(set(ids_of(selection))) == 10
@@ -161,7 +207,7 @@ def test_an_all_identical_pool_is_one_sight(strategy: str) -> None:
     assert all(np.isfinite(item.utility) for item in selection.items)
 
 
-@pytest.mark.parametrize("field", ["embeddings", "probabilities"])
+@pytest.mark.parametrize("field", ["embeddings", "probabilities", "members"])
 def test_a_row_of_nan_is_rejected_by_id(strategy: str, field: str) -> None:
     """A row with NaN is reported by id and disturbs nothing else."""
     pool = make_pool(30)
@@ -175,16 +221,7 @@ def test_a_row_of_nan_is_rejected_by_id(strategy: str, field: str) -> None:
 
 def test_a_single_class_is_enough(strategy: str) -> None:
     """A model that knows one class only can still have a batch chosen."""
-    pool = make_pool(30)
-    single = CandidatePool(
-        pool.ids,
-        pool.embeddings,
-        np.ones((30, 1), np.float32),
-        pool.devices,
-        pool.cameras,
-        pool.groups,
-        pool.random_probability,
-    )
+    single = replace(make_pool(30), probabilities=np.ones((30, 1), np.float32), members=np.ones((30, 3, 1), np.float32))
     selection = select(strategy, single, 10)
     assert len(set(ids_of(selection))) == 10
     assert all(np.isfinite(item.utility) for item in selection.items)
@@ -198,17 +235,8 @@ def test_an_empty_pool_is_an_error(strategy: str) -> None:
 
 def test_near_duplicates_wait_until_every_sight_was_asked(strategy: str) -> None:
     """While distinct sights are left no two picks show the same one."""
-    rng = np.random.default_rng(4)
-    pool = make_pool(12, seed=3)
-    noisy = np.repeat(pool.embeddings, 10, axis=0) + rng.normal(scale=1e-3, size=(120, DIM)).astype(np.float32)
-    burst = CandidatePool(
-        ids=tuple(f"s{i:04d}" for i in range(120)),
-        embeddings=noisy.astype(np.float32),
-        probabilities=np.repeat(pool.probabilities, 10, axis=0),
-        devices=tuple(itertools.chain.from_iterable([device] * 10 for device in pool.devices)),
-        cameras=("cam",) * 120,
-        groups=tuple(f"burst-{i // 10}" for i in range(120)),
-        random_probability=np.full(120, np.nan),
+    burst = show_again(
+        make_pool(12, seed=3), np.arange(120) // 10, tuple(f"burst-{i // 10}" for i in range(120)), noise=1e-3
     )
     selection = select(strategy, burst, 12)
     assert selection.distinct_sights == 12
@@ -216,7 +244,7 @@ def test_near_duplicates_wait_until_every_sight_was_asked(strategy: str) -> None
 
 
 def test_a_pool_without_probabilities_is_chosen_from(strategy: str) -> None:
-    """Uncertainties alone are enough: distinct ids, finite utilities, the same answer in any row order."""
+    """Uncertainties do for probabilities: distinct ids, finite utilities, the same answer in any row order."""
     pool = make_detection_pool(60)
     selection = select(strategy, pool, 12)
     assert len(set(ids_of(selection))) == 12
@@ -240,3 +268,50 @@ def test_given_uncertainty_overrides_the_probabilities(strategy: str) -> None:
     """With uncertainties given, the probabilities beside them change nothing."""
     pool = make_detection_pool(60)
     assert select(strategy, pool, 12) == select(strategy, replace(pool, probabilities=make_pool(60).probabilities), 12)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    looks=st.integers(1, 40),
+    budget=st.integers(1, 60),
+    devices=st.integers(1, 4),
+    share=st.sampled_from([0.3, 0.6, 1.0]),
+    labels=st.sampled_from([0, 3]),
+    seed=st.integers(0, 2**16),
+)
+def test_any_pool_of_any_shape(
+    strategy: str, n: int, looks: int, budget: int, devices: int, share: float, labels: int, seed: int
+) -> None:
+    """Whatever the pool: min(budget, pool) distinct ids, quotas that hold or give way aloud, blind to row order."""
+    rng = np.random.default_rng(seed)
+    pool = replace(
+        show_again(make_pool(looks, seed=seed), rng.integers(0, looks, n), tuple(f"burst-{i // 3}" for i in range(n))),
+        devices=tuple(f"cam-{i % devices}" for i in range(n)),
+        captured_s=rng.integers(0, 3, n) * 3600.0,
+    )
+    limits = {"max_device_share": share, "max_class_share": share, "max_hour_share": share}
+    selection = select(strategy, pool, budget, labels=labels, seed=seed, **limits)
+    assert len(selection.items) == len(set(ids_of(selection))) == min(budget, n)
+    if not selection.notes:
+        rows = [pool.ids.index(name) for name in ids_of(selection)]
+        for part in (pool.devices, pool.captured_s.tolist()):
+            assert max(Counter(part[row] for row in rows).values()) <= share * budget + 2  # each half rounds up
+    shuffled = pool.take(rng.permutation(n))
+    assert select(strategy, shuffled, budget, labels=labels, seed=seed, **limits) == selection
+
+
+def test_memory_is_bounded(strategy: str) -> None:
+    """A pool of more sights than may compete needs memory by the row and by the candidate, not by pairs of rows."""
+    n, width = 6000, 100
+    pool = make_pool(n)
+    select(strategy, make_pool(60), 12)  # what is imported on the way is not the pool's
+    gc.collect()
+    tracemalloc.start()
+    try:
+        chosen = select(strategy, pool, 20, max_candidates=width, explore_share=0.0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(chosen.items) == 20
+    assert peak < 2000 * n + 40 * width * width + 2**22 < n * n

@@ -139,7 +139,6 @@ class Bench:
             max_pixels=10_000,
             max_queued=max_queued,
             privacy=privacy,
-            wall_clock=lambda: NOW,
         )
         self.parts = CaptureParts(
             live=self.live,

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 
-from curate.errors import BlobExistsError, BlobNotFoundError, Error, StorageError, StorageUnavailableError
+from curate.errors import BlobExistsError, BlobNotFoundError, BlobTooLargeError, Error, StorageUnavailableError
 from curate.storage.ports import STREAM_BYTES, BlobInfo, TaggedBlob
 
 
@@ -73,7 +73,7 @@ class FakeBlobStore:
                 raise BlobNotFoundError(key)
             data = self.blobs[key]
         if max_bytes is not None and len(data) > max_bytes:
-            raise StorageError(f"{key} holds more than {max_bytes} bytes")
+            raise BlobTooLargeError(f"{key} holds more than {max_bytes} bytes")
         return data
 
     def get_if_changed(self, key: str, tag: str | None, *, max_bytes: int | None = None) -> TaggedBlob | None:

@@ -55,6 +55,7 @@ def broken_laws(counters: DeviceCounters) -> list[str]:
         "seen": counters.frames_seen == counters.frames_inferred + sum(counters.frames_skipped.values()),
         "selected": counters.selected == counters.spooled + sum(counters.dropped.values()),
         "spooled": counters.spooled == counters.acknowledged + counters.pending + counters.evicted,
-        "feedback": counters.feedback_spooled == counters.feedback_acknowledged + counters.feedback_pending,
+        "feedback": counters.feedback_spooled
+        == counters.feedback_acknowledged + counters.feedback_pending + sum(counters.feedback_given_up.values()),
     }
     return [name for name, holds in laws.items() if not holds]

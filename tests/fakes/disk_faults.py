@@ -16,6 +16,8 @@ import pytest
 _CALLS = ("open", "fsync", "fdatasync", "replace", "rename", "unlink", "remove", "rmdir", "mkdir", "link", "ftruncate")
 _NEED_ROOM = frozenset({"write", "fsync", "fdatasync", "mkdir", "link", "open for writing"})
 """What a full disk refuses. Renames and removals go on, as everywhere."""
+_CHANGE = frozenset({"replace", "rename", "unlink", "remove", "rmdir", "ftruncate"})
+_NEVER = 10**9
 
 
 class FaultyDisk:
@@ -104,3 +106,19 @@ def faulty_disk(root: Path, code: int, first: int, length: int = 1) -> Iterator[
         patch.setattr("builtins.open", opened)
         patch.setattr(shutil, "disk_usage", guarded("disk_usage", real_usage))
         yield disk
+
+
+@contextlib.contextmanager
+def dead_disk(root: Path, code: int) -> Iterator[None]:
+    """Let everything that would change the disk below `root` fail, as on one that is full to the last byte (ENOSPC) or
+    was mounted read-only (EROFS)."""
+    with faulty_disk(root, code, _NEVER) as disk:
+        real = disk.pass_or_fail
+
+        def refuse(name: str) -> None:
+            if name in _NEED_ROOM or (code == errno.EROFS and name in _CHANGE):
+                raise OSError(code, os.strerror(code))
+            real(name)
+
+        disk.pass_or_fail = refuse  # type: ignore[method-assign]
+        yield

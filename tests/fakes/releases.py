@@ -102,10 +102,26 @@ class Publisher:
             files["int8"] = treacherous_model(SIZE, treason, bias=bias).SerializeToString()
         return publish_release(self.store, self.keys, draft(release_id), files, self.now)
 
-    def assign(self, release_id: str | None, *, policy: str = "default", downgrade: bool = False) -> Assignment:
+    def assign(
+        self,
+        release_id: str | None,
+        *,
+        policy: str = "default",
+        downgrade: bool = False,
+        settings: DeviceSettings | None = None,
+    ) -> Assignment:
         """Assign a release to the device."""
         spec = CapturePolicySpec(version=policy)
-        return assign(self.store, self.keys, DEVICE, release_id, spec, now=self.now, allow_downgrade=downgrade)
+        return assign(
+            self.store,
+            self.keys,
+            DEVICE,
+            release_id,
+            spec,
+            now=self.now,
+            settings=settings,
+            allow_downgrade=downgrade,
+        )
 
 
 class Device:

@@ -84,6 +84,7 @@ def bright_golden() -> bytes:
         ("import os; os.kill(os.getpid(), 9)", "SIGKILL", True),
         ("raise SystemExit(3)", "the code 3", False),
         ("print('fine')", "without a result", False),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 3)", "ended by signal", False),
         ("", "without a result", False),
         ("import sys; sys.stdout.write('x' * 10**7)", "said more than a result", False),
         ("import sys; sys.stdin.close(); import time; time.sleep(600)", "longer than", True),
@@ -93,7 +94,18 @@ def bright_golden() -> bytes:
             True,
         ),
     ],
-    ids=["segfault", "abort", "out of memory", "error", "noise", "silence", "flood", "hang", "a child that stays"],
+    ids=[
+        "segfault",
+        "abort",
+        "out of memory",
+        "error",
+        "noise",
+        "real time",
+        "silence",
+        "flood",
+        "hang",
+        "a child that stays",
+    ],
 )
 def test_whatever_the_process_does_is_a_refusal(tmp_path: Path, program: str, reason: str, may_pass: bool) -> None:
     """A crash, a hang, a flood or garbage is a result with a reason, in time, and leaves no process behind."""

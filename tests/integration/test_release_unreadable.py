@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from curate.contracts.device_settings import DeviceSettings, PrivacySpec, RedactionRegion
 from curate.contracts.paths import desired_key
 from curate.errors import StorageUnavailableError
 from edge_agent.models.smoke import SmokeRequest, SmokeResult, examine
@@ -150,3 +151,56 @@ def test_a_model_waits_for_an_unmetered_link(device: Device, publisher: Publishe
     told = device.heartbeat().model_state
     assert told is not None
     assert told.reason is None
+
+
+@pytest.fixture
+def bounded(device: Device, publisher: Publisher) -> DeviceSettings:
+    """The settings of a device whose assignment wants a corner blacked out."""
+    region = RedactionRegion(points=((0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.0, 0.5)))
+    settings = DeviceSettings(privacy=PrivacySpec(regions=(region,)))
+    publisher.assign("r-1", settings=settings)
+    device.turn()
+    assert device.settings[-1] == settings
+    return settings
+
+
+def test_while_the_state_cannot_be_read_nobody_knows_the_regions(device: Device, bounded: DeviceSettings) -> None:
+    """No settings are told to be followed before the state was read, though frames are answered; then the accepted
+    ones are, and no others."""
+    with faulty_disk(device.folder / "updater.json", errno.EIO, 0, NEVER):
+        device.restart()
+        device.turn()
+        assert device.release_id == "r-1"
+        assert device.settings == []
+    device.store.offline = True
+    with pytest.raises(StorageUnavailableError):
+        device.turn()
+    assert device.settings == [bounded]
+
+
+def test_a_damaged_state_waits_for_the_assignment(device: Device, bounded: DeviceSettings) -> None:
+    """Whoever has forgotten what was assigned tells no settings until an assignment is accepted anew, however often it
+    starts, and says so; the model goes on to answer."""
+    (device.folder / "updater.json").write_bytes(b"rotten")
+    device.store.offline = True
+    for _ in range(2):
+        device.restart()
+        with pytest.raises(StorageUnavailableError):
+            device.turn()
+        assert (device.release_id, device.settings) == ("r-1", [])
+    assert "settings_lost" in device.outcomes
+    device.store.offline = False
+    device.turn()
+    assert device.settings == [bounded]
+    device.store.offline = True
+    device.restart()
+    assert device.settings == [bounded]
+
+
+def test_a_new_device_goes_by_its_own_file(publisher: Publisher, tmp_path: Path) -> None:
+    """Where nothing was ever assigned that is known from the start, also without the bucket."""
+    publisher.store.delete(desired_key(DEVICE))
+    device = Device(tmp_path / "new", publisher)
+    assert device.settings == [DeviceSettings()]
+    device.restart()
+    assert device.settings == [DeviceSettings()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -79,18 +79,20 @@ def test_each_camera_has_budgets_of_its_own(tmp_path: Path) -> None:
     assert len({record.capture_id for record, _ in bench.spool.captures}) == 5
 
 
-def test_a_swap_is_told_once_for_all_cameras(tmp_path: Path) -> None:
-    """Two cameras that feel the same swap make one update event; the next swap makes another."""
+def test_every_camera_tells_its_own_swap(tmp_path: Path) -> None:
+    """Two cameras that feel the same swap tell one event each, with the camera's name and its own gap and losses."""
     bench = bench_of(tmp_path)
     other = ScriptedCamera("yard")
     loop = bench.join(other, KEEP_NONE)
     for release_id, number in (("r-1", 1), ("r-2", 2), ("r-1", 1)):
         bench.live.replace(load(tmp_path, release_id, number))
         bench.camera.add_frames(2)
+        other.events.append(Skipped(SkipReason.BACKPRESSURE, 3 * number))
         other.add_frames(2)
         drain(bench.loop, loop)
     state = bench.report.state(device_id="c", boot_id="b", now=NOW, counters=bench.ledger.snapshot(), quarantined=0)
-    assert [event.release_id for event in state.updates] == ["r-2", "r-1"]
+    told = sorted((event.camera_id, event.release_id, event.frames_lost) for event in state.updates)
+    assert told == [("front", "r-1", 0), ("front", "r-2", 0), ("yard", "r-1", 3), ("yard", "r-2", 6)]
 
 
 def test_events_of_the_loop_reach_the_disk_beside_it(tmp_path: Path) -> None:
@@ -115,12 +117,12 @@ class Guard:
     """Allows nothing before `from_`, blacks out the left half, and fails when told to."""
 
     def __init__(self) -> None:
-        self.from_ = NOW
+        self.now = self.from_ = NOW
         self.broken = False
         self.asked: list[str] = []
 
-    def may_keep(self, now: datetime) -> bool:
-        return now >= self.from_
+    def may_keep(self) -> bool:
+        return self.now >= self.from_
 
     def redact(self, camera_id: str, pixels: Pixels) -> Pixels:
         self.asked.append(camera_id)

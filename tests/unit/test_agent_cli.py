@@ -236,6 +236,7 @@ def test_logs_are_json_lines(tmp_path: Path, restored_logging: None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("old", DeprecationWarning, stacklevel=1)
+    logging.getLogger().handlers[-1].flush()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["message"] for line in lines[:2]] == ["swapped\nhere", "failed"]
     assert (lines[0]["release_id"], lines[0]["path"], lines[0]["level"]) == ("r-1", "/x", "info")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,3 +121,18 @@ def test_the_time_is_known_once_somebody_told_it() -> None:
         assert not clock.is_known()
         clock.learn(datetime(2026, 11, 2, tzinfo=UTC), sent_s=clock.monotonic(), received_s=clock.monotonic())
         assert clock.is_known()
+
+
+@pytest.mark.parametrize("year", [1970, 2023, 2200, 9999])
+def test_a_date_that_cannot_be_teaches_nothing(year: int) -> None:
+    """An answer dated before this software or in a far century moves no clock: near the year 9999 there would soon be
+    no date left to tell."""
+    clock = Clock(system=lambda: 1_790_000_000.0, monotonic=lambda: 5.0)
+    clock.learn(datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC), sent_s=4.0, received_s=5.0)
+    assert not clock.state().synchronised
+    assert clock.now().year == 2026
+
+
+def test_a_system_clock_beyond_the_calendar_still_tells_a_time() -> None:
+    """Whatever somebody set the machine to, there is a time to write down."""
+    assert Clock(system=lambda: 1e15).now().year == 2200

@@ -24,6 +24,7 @@ from curate.contracts.device_settings import (
 )
 from curate.errors import ConfigError
 from edge_agent.cameras.base import Pixels, decode_image, encode_jpeg
+from edge_agent.clock import Clock
 from edge_agent.errors import RedactionError
 from edge_agent.privacy import PrivacyGuard, Redactor, load_redactor, rasterise
 from edge_agent.settings import EffectiveSettings, LiveSettings
@@ -44,11 +45,21 @@ def live(own: PrivacySpec, assigned: PrivacySpec | None = None) -> LiveSettings:
     return settings
 
 
+class Noon:
+    """A clock that stands, at noon to begin with."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
 def guard(
     folder: Path, own: PrivacySpec, assigned: PrivacySpec | None = None, redactor: Redactor | None = None
 ) -> PrivacyGuard:
-    """Return a guard whose switches stand as they come."""
-    return PrivacyGuard(live(own, assigned), Switches(folder / "switches.json"), redactor=redactor)
+    """Return a guard at noon whose switches stand as they come."""
+    return PrivacyGuard(live(own, assigned), Switches(folder / "switches.json"), redactor=redactor, wall_clock=Noon())
 
 
 def white(height: int = 20, width: int = 40) -> Pixels:
@@ -74,45 +85,78 @@ def test_both_schedules_have_to_be_open(
 ) -> None:
     """A capture is allowed only when the device's own windows and those of the assignment are open."""
     change = None if assigned is None else PrivacySpec(windows=assigned)
-    assert guard(tmp_path, PrivacySpec(windows=own), change).may_keep(NOON) is allowed
+    assert guard(tmp_path, PrivacySpec(windows=own), change).may_keep() is allowed
 
 
 def test_an_assignment_only_adds(tmp_path: Path) -> None:
     """Each assignment starts from the device's own file: what one forbade the next may allow, the file's stays."""
     settings = live(PrivacySpec(windows=(MORNING,)), PrivacySpec(windows=(EVENING,)))
-    guarded = PrivacyGuard(settings, Switches(tmp_path / "switches.json"))
-    assert not guarded.may_keep(NOON)
+    clock = Noon()
+    guarded = PrivacyGuard(settings, Switches(tmp_path / "switches.json"), wall_clock=clock)
+    assert not guarded.may_keep()
     settings.follow(DeviceSettings())
-    assert guarded.may_keep(NOON)
-    assert not guarded.may_keep(NOON.replace(hour=19))
+    assert guarded.may_keep()
+    clock.now = NOON.replace(hour=19)
+    assert not guarded.may_keep()
 
 
 def test_without_the_time_no_window_is_open(tmp_path: Path) -> None:
     """A camera that does not know the time keeps nothing where hours are set, by whomever, and says why; where none
     are set it keeps all."""
-    known = [False]
+    known, clock = [False], Noon()
     own, both = live(PrivacySpec()), live(PrivacySpec(), PrivacySpec(windows=(MORNING,)))
     free, bound = (
-        PrivacyGuard(settings, Switches(tmp_path / "switches.json"), is_time_known=lambda: known[0])
+        PrivacyGuard(settings, Switches(tmp_path / "switches.json"), is_time_known=lambda: known[0], wall_clock=clock)
         for settings in (own, both)
     )
-    assert (free.may_keep(NOON), free.waits_for_time) == (True, False)
-    assert (bound.may_keep(NOON), bound.waits_for_time) == (False, True)
+    assert (free.may_keep(), free.waits_for_time) == (True, False)
+    assert (bound.may_keep(), bound.waits_for_time) == (False, True)
     known[0] = True
-    assert (bound.may_keep(NOON), bound.waits_for_time) == (True, False)
-    assert not bound.may_keep(NOON.replace(hour=19))
+    assert (bound.may_keep(), bound.waits_for_time) == (True, False)
+    clock.now = NOON.replace(hour=19)
+    assert not bound.may_keep()
+
+
+@pytest.mark.parametrize(("window", "allowed"), [(MORNING, True), (EVENING, False)])
+def test_windows_go_by_the_time_that_the_bucket_told(tmp_path: Path, window: TimeWindow, allowed: bool) -> None:
+    """Where the machine's own clock stands in 1970, a window is open when the bucket says so."""
+    clock = Clock(system=lambda: 100.0, monotonic=lambda: 50.0, is_kept=lambda: False)
+    guarded = PrivacyGuard(
+        live(PrivacySpec(windows=(window,))),
+        Switches(tmp_path / "switches.json"),
+        is_time_known=clock.is_known,
+        wall_clock=clock.now,
+    )
+    assert not guarded.may_keep()
+    clock.learn(NOON, sent_s=50.0, received_s=50.0)
+    assert guarded.may_keep() is allowed
+
+
+def test_nothing_is_kept_or_shown_before_it_is_known_what_is_assigned(tmp_path: Path) -> None:
+    """While nobody knows whether an assignment names regions, no capture is allowed and no picture is handed out; from
+    the moment it is known both follow it."""
+    settings = LiveSettings(live(PrivacySpec()).current(), is_complete=False)
+    guarded = PrivacyGuard(settings, Switches(tmp_path / "switches.json"))
+    assert (guarded.may_keep(), guarded.waits_for_assignment) == (False, True)
+    with pytest.raises(RedactionError, match="assigned"):
+        guarded.redact("front", white())
+    with pytest.raises(RedactionError, match="assigned"):
+        guarded.redact_encoded("front", encode_jpeg(white(), quality=95))
+    settings.follow(DeviceSettings(privacy=PrivacySpec(regions=(CORNER,))))
+    assert (guarded.may_keep(), guarded.waits_for_assignment) == (True, False)
+    assert guarded.redact("front", white())[0, 0].tolist() == [0, 0, 0]
 
 
 def test_the_switch_stops_everything(tmp_path: Path) -> None:
     """With the switch off nothing may be kept, at once and after a restart; an unreadable switch counts as off."""
     switches = Switches(tmp_path / "switches.json")
-    guarded = PrivacyGuard(live(PrivacySpec()), switches)
-    assert guarded.may_keep(NOON)
+    guarded = PrivacyGuard(live(PrivacySpec()), switches, wall_clock=Noon())
+    assert guarded.may_keep()
     switches.flip(capture_allowed=False)
-    assert not guarded.may_keep(NOON)
-    assert not guard(tmp_path, PrivacySpec()).may_keep(NOON)
+    assert not guarded.may_keep()
+    assert not guard(tmp_path, PrivacySpec()).may_keep()
     (tmp_path / "switches.json").write_bytes(b"{")
-    assert not guard(tmp_path, PrivacySpec()).may_keep(NOON)
+    assert not guard(tmp_path, PrivacySpec()).may_keep()
 
 
 def test_regions_add_up_and_know_their_camera(tmp_path: Path) -> None:

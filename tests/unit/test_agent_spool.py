@@ -351,8 +351,9 @@ def test_losing_the_state_loses_no_capture(tmp_path: Path, damage: str) -> None:
     assert open_spool(tmp_path).snapshot() == before
 
 
-def test_feedback_that_cannot_be_read_stays_pending(tmp_path: Path) -> None:
-    """Damaged feedback was never delivered: it goes to quarantine and stays counted as pending."""
+def test_damaged_feedback_is_given_up_and_counted(tmp_path: Path) -> None:
+    """Damaged feedback will never arrive: it goes to quarantine and counts as given up, as does what the disk lost;
+    pending is what lies there."""
     spool = open_spool(tmp_path)
     spool.put_feedback(make_feedback(1))
     spool.put_feedback(make_feedback(2))
@@ -362,8 +363,18 @@ def test_feedback_that_cannot_be_read_stays_pending(tmp_path: Path) -> None:
     assert batch.feedback == (2,)
     spool.acknowledge({"boot1": 1})
     counters = spool.snapshot()
-    assert (counters.feedback_spooled, counters.feedback_acknowledged, counters.feedback_pending) == (2, 1, 1)
+    assert (counters.feedback_spooled, counters.feedback_acknowledged, counters.feedback_pending) == (2, 1, 0)
+    assert counters.feedback_given_up == {"unreadable": 1}
     assert open_spool(tmp_path).snapshot() == counters
+    for number in (3, 4):
+        spool.put_feedback(make_feedback(number))
+    spool.persist()
+    flip_header(SpoolFolder(tmp_path).feedback_path(3))
+    SpoolFolder(tmp_path).feedback_path(4).unlink()
+    again = open_spool(tmp_path)
+    assert again.snapshot().feedback_given_up == {"unreadable": 2, "lost": 1}
+    assert broken_laws(again.snapshot()) == []
+    assert again.snapshot().feedback_pending == 0
 
 
 def test_a_full_spool_gives_up_ordinary_captures_first_and_never_frozen_ones(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import threading
@@ -19,7 +20,8 @@ from edge_agent.spool.files import SpoolFolder
 from edge_agent.spool.spool import Spool, SpoolLimits
 from edge_agent.sync.loop import SyncLoop, SyncPolicy
 from tests.fakes.blob_store import FakeBlobStore
-from tests.fakes.captures import DEVICE, NOW, make_capture, make_feedback, make_jpeg
+from tests.fakes.captures import DEVICE, NOW, broken_laws, make_capture, make_feedback, make_jpeg
+from tests.fakes.disk_faults import faulty_disk
 from tests.fakes.power_cut import power_cut_before
 
 LIMITS = SpoolLimits(min_free_bytes=0, batch_max_captures=2, batch_max_age_s=0.0, max_batches=8)
@@ -182,6 +184,7 @@ def test_a_link_that_is_down_is_logged_once_and_its_return_once(
 ) -> None:
     """However long the outage, the log holds one line for its start and one for its end; nothing is lost."""
     caplog.set_level(logging.INFO)
+    device.turn()
     store.is_down = True
     device.put(1, 2)
     for _ in range(50):
@@ -197,6 +200,7 @@ def test_a_link_that_is_down_is_logged_once_and_its_return_once(
 
 def test_a_link_that_is_down_is_asked_ever_more_rarely(device: Device, store: FakeBlobStore) -> None:
     """Over an hour of outage with a turn every 2 s the agent tries far less often than it turns."""
+    device.turn()
     store.is_down = True
     device.put(1, 2)
     for _ in range(1800):
@@ -206,6 +210,7 @@ def test_a_link_that_is_down_is_asked_ever_more_rarely(device: Device, store: Fa
 
 def test_the_disk_work_goes_on_while_the_link_rests(device: Device, store: FakeBlobStore) -> None:
     """Batches are frozen up to the limit during an outage, and captures beyond it wait."""
+    device.turn()
     store.is_down = True
     device.put(*range(20))
     device.turn()
@@ -261,6 +266,7 @@ def test_a_capture_that_vanishes_after_freezing_does_not_block_its_batch(
     device: Device, store: FakeBlobStore, tmp_path: Path
 ) -> None:
     """The rest of the batch and its record go; the lost one counts as evicted and never as uploaded."""
+    device.turn()
     store.is_down = True
     device.put(1, 2)
     device.turn()
@@ -278,6 +284,7 @@ def test_a_damaged_batch_does_not_hold_up_the_acknowledgement_of_later_ones(
     device: Device, store: FakeBlobStore, tmp_path: Path, restart: bool
 ) -> None:
     """An empty record arrives under the damaged batch's name, and its captures, whole, under another."""
+    device.turn()
     store.is_down = True
     device.put(1, 2, 3, 4)
     device.turn()
@@ -339,9 +346,10 @@ def test_a_power_cut_between_the_record_and_its_mark_counts_the_upload_once(
     device: Device, store: FakeBlobStore, tmp_path: Path
 ) -> None:
     """The record arrived, the note of it did not: the next process sends it again and counts it once."""
+    device.turn()
     device.put(1, 2)
     store.is_down = True
-    device.turn()
+    device.turn(10.0)
     store.heal()
     with power_cut_before(1) as cut:
         device.turn(61.0)
@@ -418,14 +426,30 @@ def test_what_waits_for_budget_stays_out_of_batches(device: Device, store: FakeB
     assert len(device.spool.unacknowledged()) == 1
 
 
+def test_nothing_is_frozen_before_the_bucket_was_heard(device: Device, store: FakeBlobStore) -> None:
+    """However long the first answer takes to come, nothing is put into batches: their times could not be put right any
+    more, and nothing in them could give way."""
+    store.is_down = True
+    device.put(1, 2, 3)
+    device.spool.put_feedback(make_feedback(1))
+    for _ in range(10):
+        device.turn(61.0)
+    assert device.spool.unacknowledged() == []
+    store.heal()
+    device.turn(61.0)
+    assert device.spool.snapshot().uploaded == 3
+
+
 @pytest.mark.parametrize("hold", ["window", "metered"])
 def test_captures_are_held_back_and_feedback_goes(device: Device, store: FakeBlobStore, hold: str) -> None:
     """Outside the windows, and on a metered link, a verdict still travels, in a batch of its own; captures follow when
     they may."""
+    device.turn()
     device.put(1, 2)
     store.is_down = True
     device.turn()  # frozen before the hold
     store.heal()
+    store.operations.clear()
     device.bandwidth = BandwidthSpec(windows=(TimeWindow(start="22:00", end="23:00"),) if hold == "window" else ())
     device.is_metered = hold == "metered"
     device.put(3, 4)
@@ -523,6 +547,81 @@ def test_a_record_too_large_for_the_bucket_is_broken_up(device: Device, store: F
     device.turn()
     counters = device.spool.snapshot()
     assert (counters.acknowledged, counters.pending, counters.evicted) == (2, 0, 0)
+
+
+def test_a_verdict_the_bucket_never_takes_is_given_up_and_takes_nothing_with_it(
+    device: Device, store: FakeBlobStore, tmp_path: Path
+) -> None:
+    """Whatever record names it is refused: in the end it alone is set aside, counted as `refused`, and every capture
+    and every other verdict arrives, also those that came with it and after it."""
+    refuse_records_naming(store, "feedback-2")
+    device.put(1, 2, 3)
+    for number in (1, 2, 3):
+        device.spool.put_feedback(make_feedback(number))
+    for turn in range(120):
+        device.turn(61.0)
+        arrive(store)
+        if turn == 60:
+            device.put(4)
+            device.spool.put_feedback(make_feedback(4))
+    counters = device.spool.snapshot()
+    assert (counters.feedback_given_up, counters.feedback_acknowledged) == ({"refused": 1}, 3)
+    assert (counters.acknowledged, counters.evicted, counters.pending, counters.feedback_pending) == (4, 0, 0, 0)
+    assert broken_laws(counters) == []
+    quarantine = tmp_path / "spool" / "quarantine"
+    assert "feedback-2" in (quarantine / "000000000002.feedback").read_text()
+    assert "400" in (quarantine / "000000000002.feedback.reason").read_text()
+    again = Device(tmp_path, store, boot_id="boot2")
+    assert again.spool.snapshot() == counters
+
+
+def refuse_records_naming(store: FakeBlobStore, text: str) -> None:
+    """Let the bucket refuse every record with that text in it, for what it is."""
+    take = store.put
+
+    def put(key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+        if key.startswith(paths.INBOX) and text.encode() in data:
+            raise BlobRefusedError("InvalidRequest (400)")
+        take(key, data, content_type=content_type)
+
+    store.put = put  # type: ignore[method-assign]
+
+
+def arrive(store: FakeBlobStore) -> None:
+    """Acknowledge what has no gap, as ingest does."""
+    numbers = {int(key.rpartition("-")[2].removesuffix(".json")) for key in store.blobs if key.startswith(paths.INBOX)}
+    through = next((n for n in range(len(numbers) + 1) if n + 1 not in numbers), 0)
+    acknowledge(store, boot1=through)
+
+
+def test_an_image_that_cannot_be_read_holds_up_nobody_and_arrives_later(
+    device: Device, store: FakeBlobStore, tmp_path: Path
+) -> None:
+    """While the disk does not give a frozen capture, other batches arrive; its own is dissolved after some tries, the
+    rest of it goes with another, the heartbeat tells of it, and when it can be read it arrives, once."""
+    device.turn()
+    store.is_down = True
+    device.put(1, 2, 3, 4)
+    device.turn()
+    store.heal()
+    with faulty_disk(SpoolFolder(tmp_path / "spool").capture_path(1), errno.EIO, 0, 10**9):
+        device.turn(61.0)
+        assert paths.inbox_key(DEVICE, "boot1", 2) in store.blobs
+        for _ in range(6):
+            device.turn(61.0)
+            arrive(store)
+        assert device.spool.snapshot().acknowledged == 3
+        assert reported(store).limits.held_back == {"unreadable": 1}
+        assert reported(store).errors["SpoolUnavailableError"] >= 3
+        assert device.spool.snapshot().evicted == 0
+    for _ in range(20):
+        device.turn(600.0)
+        arrive(store)
+    counters = device.spool.snapshot()
+    assert (counters.acknowledged, counters.pending, counters.evicted) == (4, 0, 0)
+    records = [BatchRecord.from_bytes(raw) for key, raw in store.blobs.items() if key.startswith(paths.INBOX)]
+    assert sorted(c.frame_index for record in records for c in record.captures) == [1, 2, 3, 4]
+    assert reported(store).limits.held_back == {}
 
 
 def test_a_wrong_clock_is_tried_again_soon_and_told(device: Device, store: FakeBlobStore) -> None:

@@ -92,7 +92,8 @@ def test_a_slot_closes_only_over_what_the_manifest_says(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_pointer_or_state_is_a_new_start(tmp_path: Path) -> None:
-    """Damage to the pointer or to the updater's state never stops the agent."""
+    """Damage to the pointer or to the updater's state never stops the agent; it knows that it has forgotten what may be
+    kept."""
     slots = Slots(tmp_path)
     slots.commit(_closed(slots).name)
     (tmp_path / "committed").write_bytes(b"noise")
@@ -100,7 +101,8 @@ def test_an_unreadable_pointer_or_state_is_a_new_start(tmp_path: Path) -> None:
     persist_state(tmp_path / "state", UpdaterState(desired_sha256="0" * 64))
     assert load_state(tmp_path / "state").desired_sha256 == "0" * 64
     (tmp_path / "state").write_bytes((tmp_path / "state").read_bytes()[:-2])
-    assert load_state(tmp_path / "state") == UpdaterState()
+    assert load_state(tmp_path / "state") == UpdaterState(settings_known=False)
+    assert load_state(tmp_path / "none") == UpdaterState(settings_known=True)
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "golden.npz", "seal"])

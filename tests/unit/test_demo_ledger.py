@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from curate.catalog.ingest import plan_admission, read_incoming
 from curate.catalog.store import Catalog
 from curate.contracts.telemetry import DeviceCounters, ReportedState
 from flows.sandbox.demo_books import find_violations, gather_device_book
 from flows.sandbox.ledger import AnnotationBook, DeviceBook, verify_annotation, verify_device
-from tests.catalog_builders import NOW, batch, capture, facts_of, feedback, key_of, plan, plan_admission
+from tests.catalog_builders import NOW, batch, capture, facts_of, feedback, key_of, plan
 
 COUNTERS = DeviceCounters(
     frames_seen=110,
@@ -47,7 +48,7 @@ def test_closed_books_are_silent() -> None:
         ({"dropped": {}}, "spooled + dropped"),
         ({"evicted": 0}, "acknowledged + pending + evicted"),
         ({"uploaded": 16}, "ingested = uploaded"),
-        ({"feedback_pending": 0}, "verdicts = acknowledged + pending"),
+        ({"feedback_pending": 0}, "verdicts = acknowledged + pending + given up"),
     ],
 )
 def test_a_wrong_counter_breaks_its_law(change: dict[str, Any], law: str) -> None:
@@ -86,7 +87,7 @@ def test_quarantined_captures_are_counted_and_explain_their_verdicts(catalog: Ca
     record = batch(captures=[capture(1), capture(2), lost], feedback=[feedback(1, "p-c-1"), feedback(2, "p-c-3")])
     images = facts_of(record)
     del images[next(key for key in images if lost.image.sha256 in key)]
-    catalog.admit_batch(plan_admission(key_of(record), record.to_bytes(), images, now=NOW))
+    catalog.admit_batch(plan_admission(read_incoming(key_of(record), record.to_bytes()), images, now=NOW))
     catalog.join_feedback()
     book = gather_device_book(catalog, _state(uploaded=3, spooled=3, acknowledged=3, selected=3))
     assert (book.cloud_captures, book.cloud_feedback) == (3, 2)
@@ -103,7 +104,7 @@ def test_a_verdict_without_frame_or_reason_stays_unexplained(catalog: Catalog) -
 
 def test_a_bad_record_is_no_capture(catalog: Catalog) -> None:
     """A batch record in quarantine does not count as a capture that arrived."""
-    catalog.admit_batch(plan_admission("inbox/cam-1/boot1-00000001.json", b"{", {}, now=NOW))
+    catalog.admit_batch(plan_admission(read_incoming("inbox/cam-1/boot1-00000001.json", b"{"), {}, now=NOW))
     assert gather_device_book(catalog, _state()).cloud_captures == 0
 
 

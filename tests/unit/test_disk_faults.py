@@ -13,6 +13,7 @@ from curate.contracts.capture import Arm
 from edge_agent.errors import SpoolUnavailableError
 from edge_agent.ledger import Ledger
 from edge_agent.spool.spool import Spool, SpoolLimits
+from edge_agent.spool.unread import LONGEST_REST_S
 from tests.fakes.captures import DEVICE, NOW, broken_laws, make_capture, make_feedback, make_jpeg
 from tests.fakes.catalog_view import CatalogView, drain
 from tests.fakes.disk_faults import FaultyDisk, faulty_disk
@@ -33,6 +34,7 @@ class Life:
         self.kept: set[str] = set()
         self.told: set[str] = set()
         self.refused = 0
+        self.now_s = 1.0
         self.boots = 0
         self.boot()
 
@@ -40,7 +42,7 @@ class Life:
         self.boots += 1
         self.ledger = Ledger()
         self.spool = Spool.open(
-            self.root, LIMITS, self.ledger, device_id=DEVICE, boot_id=f"boot{self.boots}", monotonic=lambda: 1.0
+            self.root, LIMITS, self.ledger, device_id=DEVICE, boot_id=f"boot{self.boots}", monotonic=lambda: self.now_s
         )
 
     def put(self, number: int, arms: tuple[Arm, ...] = (Arm.UNCERTAIN,), size_bytes: int = 300) -> None:
@@ -96,13 +98,14 @@ class Life:
             assert broken_laws(counters) == []
             assert counters.pending == self.spool.held_captures
 
-    def verify(self, faulty: FaultyDisk) -> None:
+    def verify(self, *, is_rotten: bool) -> None:
         """In the end, on a good disk, all that was kept or told has arrived, once, or is counted.
 
-        A file that could not be read counts as rotten, although the disk might give it back; one that left to make
-        room on a disk that stayed full is gone. The ledger says so, and what a lost batch named is sent in another.
+        What could not be read is read after a rest. Where something is rotten it is gone, such as one that left to
+        make room on a disk that stayed full, or the counters of a state that could not be read at a start: the ledger
+        says so, and what a lost batch named is sent in another.
         """
-        is_rotten = "open" in faulty.failed or len(faulty.failed) > 1
+        self.now_s += 2 * LONGEST_REST_S
         drain(self.spool, self.catalog)
         counters = self.spool.snapshot()
         assert broken_laws(counters) == []
@@ -111,8 +114,10 @@ class Life:
         assert arrived <= self.tried
         assert self.catalog.changed == []
         assert len(self.kept - arrived) <= counters.evicted
-        assert len(self.told - self.catalog.feedback) <= counters.feedback_pending
-        assert is_rotten or (self.catalog.twice, counters.feedback_pending) == ([], 0)
+        assert counters.feedback_pending == 0
+        assert len(self.told - self.catalog.feedback) <= sum(counters.feedback_given_up.values())
+        assert is_rotten or (self.catalog.twice, counters.feedback_given_up) == ([], {})
+        assert is_rotten or self.kept - arrived == set() or counters.evicted_by.keys() == {"gave_way"}
         assert is_rotten or counters.acknowledged + counters.evicted >= len(arrived | self.kept)
 
 
@@ -133,7 +138,7 @@ def spend_a_day(root: Path, code: int, first: int, length: int, *, restart: bool
         assert selected == len(life.tried), "a capture that was neither kept nor counted as dropped"
         if restart:
             life.boot()
-        life.verify(faulty)
+        life.verify(is_rotten=len(faulty.failed) > 1)
     except BaseException as exc:
         exc.add_note(f"{errno.errorcode[code]} at call {first} ({faulty.failed}), restart={restart}")
         raise
@@ -181,7 +186,7 @@ def start_over(root: Path, code: int, first: int) -> FaultyDisk:
     life.boots += 1
     life.boot()
     try:
-        life.verify(faulty)
+        life.verify(is_rotten="open" in faulty.failed)
     except BaseException as exc:
         exc.add_note(f"{errno.errorcode[code]} at call {first} ({faulty.failed})")
         raise

@@ -130,8 +130,25 @@ def test_the_report_says_what_is_too_few_to_tell(audited: Services) -> None:
     estimate["slices"].append({"by": "device", "name": "cam-9", "captures": 3, "estimate": None, "told": False})
     told = describe_field(1, estimate, audited.catalog.device_counters().values())
     assert f"| device | cam-9 | 3 | 0 | {TOO_FEW} | 0.00 to 1.00 |" in told
-    assert "0.1% of what all frames would have been" in told
+    assert "Bytes saved: 99.9%. Uploaded so far: 0.0 of 4.0 MB" in told
+    assert "Labels saved: not measured yet; `gleaner savings 1`" in told
     assert "Nothing was audited" in describe_field(2, None, [])
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0.6, "Labels saved against random: 40% (95 %: 25% to 52%)"),
+        (1.1, "Labels saved against random: -10% (95 %: 25% to 52%)"),
+        (None, "Labels saved: too few to tell. Our largest model is still worse than the control."),
+    ],
+)
+def test_the_report_says_what_choosing_saved(share: float | None, words: str) -> None:
+    """A measured saving stands there with its interval, a loss as one, and no number where none can be told."""
+    interval = None if share is None else [0.48, 0.75]
+    why = "our largest model is still worse than the control"
+    found = {"share": share, "ci95": interval, "control_labels": 120, "why": why, "frames": 85}
+    assert words in describe_field(3, None, [], found)
 
 
 def see_as_devices_did(_wired: Services, _model: ModelRow, samples: Sequence[Sample]) -> FrameViews:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from curate.catalog.ingest import AdmissionPlan, ImageFacts, image_keys, inspect_image, plan_admission
+from curate.catalog.ingest import AdmissionPlan, ImageFacts, inspect_image, plan_admission, read_incoming
 from curate.catalog.models import BatchStatus
 from curate.contracts.capture import Arm, ArmOutcome, BatchRecord, CaptureRecord, ImageRef
 from curate.contracts.embedding import Embedding
@@ -75,9 +75,9 @@ def test_detection_captures_are_admitted() -> None:
 def test_image_keys_names_each_image_once() -> None:
     """The flow fetches each picture once, and none for a record it cannot read."""
     record = batch(captures=[capture(1), capture(2), capture(1, "again")])
-    assert image_keys(key_of(record), record.to_bytes()) == tuple(facts_of(record))
+    assert read_incoming(key_of(record), record.to_bytes()).image_keys == tuple(facts_of(record))
     assert len(facts_of(record)) == 2
-    assert image_keys(key_of(record), b"not json") == ()
+    assert read_incoming(key_of(record), b"not json").image_keys == ()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,9 @@ def test_image_keys_names_each_image_once() -> None:
 )
 def test_a_bad_record_is_quarantined_and_acknowledged(key: str, raw: bytes | None, reason: str) -> None:
     """A record nobody can use still counts as taken, under the identity its key gives, and brings nothing in."""
-    refused = plan_admission(key, batch(captures=[capture(1)]).to_bytes() if raw is None else raw, {}, now=NOW)
+    refused = plan_admission(
+        read_incoming(key, batch(captures=[capture(1)]).to_bytes() if raw is None else raw), {}, now=NOW
+    )
     assert _refusals(refused) == [reason]
     assert refused.is_bad_record
     assert refused.samples == ()
@@ -117,7 +119,7 @@ def test_a_bad_record_is_quarantined_and_acknowledged(key: str, raw: bytes | Non
 )
 def test_a_key_that_names_no_batch_is_quarantined_without_acknowledgement(key: str) -> None:
     """Such a key can neither be acknowledged nor block the batches that can."""
-    refused = plan_admission(key, batch().to_bytes(), {}, now=NOW)
+    refused = plan_admission(read_incoming(key, batch().to_bytes()), {}, now=NOW)
     assert refused.batch is None
     assert refused.is_bad_record
     assert _refusals(refused) == ["bad_key"]
@@ -148,7 +150,7 @@ def test_a_bad_image_keeps_its_capture_out_and_no_other(image: ImageFacts | None
         del images[bad]
     else:
         images[bad] = image
-    mixed = plan_admission(key_of(record), record.to_bytes(), images, now=NOW)
+    mixed = plan_admission(read_incoming(key_of(record), record.to_bytes()), images, now=NOW)
     assert _refusals(mixed) == [reason]
     assert "c-1" in mixed.quarantine[0].detail
     assert [s.sample_id for s in mixed.samples] == ["c-2"]
@@ -171,7 +173,7 @@ def test_impossible_values_keep_a_capture_out(bad: CaptureRecord, reason: str) -
     """Values that would poison estimates or embeddings are refused; the good capture before them stays."""
     record = batch(captures=[capture(0), bad])
     images = facts_of(batch(captures=[capture(0), capture(1)]))
-    mixed = plan_admission(key_of(record), record.to_bytes(), images, now=NOW)
+    mixed = plan_admission(read_incoming(key_of(record), record.to_bytes()), images, now=NOW)
     assert _refusals(mixed) == [reason]
     assert [s.sample_id for s in mixed.samples] == ["c-0"]
 
@@ -180,7 +182,10 @@ def test_a_known_release_fixes_the_embedding_length() -> None:
     """What the catalog knows of a release outweighs the first capture of a batch."""
     record = batch(captures=[capture(1), capture(2)])
     refused = plan_admission(
-        key_of(record), record.to_bytes(), facts_of(record), now=NOW, embedding_dims={"r1": 16, "other": 8}
+        read_incoming(key_of(record), record.to_bytes()),
+        facts_of(record),
+        now=NOW,
+        embedding_dims={"r1": 16, "other": 8},
     )
     assert _refusals(refused) == ["embedding_length", "embedding_length"]
 
@@ -196,7 +201,9 @@ def test_a_wrong_clock_is_flagged_not_refused() -> None:
 def test_a_time_at_the_end_of_the_calendar_is_a_bad_record(at: str) -> None:
     """A time that no UTC date can hold ends in quarantine, not in a crash that comes back with every listing."""
     raw = json.loads(batch().to_bytes()) | {"created_at": at}
-    assert _refusals(plan_admission(key_of(batch()), json.dumps(raw).encode(), {}, now=NOW)) == ["bad_schema"]
+    assert _refusals(plan_admission(read_incoming(key_of(batch()), json.dumps(raw).encode()), {}, now=NOW)) == [
+        "bad_schema"
+    ]
 
 
 def test_texts_are_made_safe_for_every_database() -> None:
@@ -211,7 +218,7 @@ def test_unknown_fields_change_nothing() -> None:
     record = batch(captures=[capture(1)])
     document = json.loads(record.to_bytes())
     document["news"] = document["captures"][0]["news"] = {"deep": [1, 2]}
-    admitted = plan_admission(key_of(record), json.dumps(document).encode(), facts_of(record), now=NOW)
+    admitted = plan_admission(read_incoming(key_of(record), json.dumps(document).encode()), facts_of(record), now=NOW)
     assert len(admitted.samples) == 1
 
 
@@ -219,7 +226,8 @@ def test_planning_twice_gives_equal_refusals() -> None:
     """The same refusal bears the same id, so that quarantining twice leaves one row."""
     record = batch(captures=[capture(1)])
     first, second = (
-        plan_admission(key_of(record), record.to_bytes(), {}, now=NOW + timedelta(hours=hours)) for hours in range(2)
+        plan_admission(read_incoming(key_of(record), record.to_bytes()), {}, now=NOW + timedelta(hours=hours))
+        for hours in range(2)
     )
     assert [q.quarantine_id for q in first.quarantine] == [q.quarantine_id for q in second.quarantine]
 
@@ -234,7 +242,7 @@ def test_planning_twice_gives_equal_refusals() -> None:
 )
 def test_whatever_arrives_there_is_a_plan(raw: bytes, key: str) -> None:
     """Arbitrary bytes under arbitrary keys never raise, and always leave a trace."""
-    planned = plan_admission(key, raw, {}, now=NOW)
+    planned = plan_admission(read_incoming(key, raw), {}, now=NOW)
     assert planned
     assert planned.quarantine or planned.batch is not None
 
@@ -244,7 +252,7 @@ def test_every_capture_is_admitted_or_refused_once(mask: list[bool]) -> None:
     """Nothing gets lost between the two: samples and refusals add up to the captures."""
     record = batch(captures=[capture(number) for number in range(6)])
     images = {key: facts for (key, facts), there in zip(facts_of(record).items(), mask, strict=True) if there}
-    planned = plan_admission(key_of(record), record.to_bytes(), images, now=NOW)
+    planned = plan_admission(read_incoming(key_of(record), record.to_bytes()), images, now=NOW)
     assert len(planned.samples) == sum(mask)
     assert len(planned.samples) + len(planned.quarantine) == 6
 

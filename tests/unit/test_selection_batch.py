@@ -265,3 +265,23 @@ def test_a_share_is_explored_at_random_among_distinct_sights() -> None:
     assert len(explored) == 20
     assert len({item.cluster for item in items}) == 40
     assert 8 <= sum(item in explored for item in items[:20]) <= 12
+
+
+def test_what_is_seen_now_outweighs_what_was_seen_long_ago() -> None:
+    """With a half-life the strategy asks about recent sights; without one, or without known times, age says nothing."""
+    pool = make_pool(80)
+    moments = np.where(np.arange(len(pool)) % 2, 0.0, np.nan)  # of a row or two in each sight nobody knows the time
+    newer = np.arange(len(pool)) >= len(pool) // 2
+    dated = replace(pool, captured_s=moments + 10_000.0 * newer)
+    policy = SelectionPolicy(explore_share=0.0, audit_share=0.0, scene_gap_s=0.0)
+    recent = {sample for sample, new in zip(pool.ids, newer, strict=True) if new}
+
+    def share(candidates: CandidatePool, half_life_s: float | None) -> float:
+        aged = policy.model_copy(update={"half_life_s": half_life_s})
+        items = select_batch(candidates, empty(), aged, 20, 0).items
+        return sum(item.sample_id in recent for item in items) / len(items)
+
+    assert share(dated, 1000.0) == 1.0
+    assert share(dated, None) == share(dated, 1e12)
+    assert 0.2 < share(dated, None) < 0.8
+    assert share(pool, 1000.0) == share(pool, None)

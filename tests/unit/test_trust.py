@@ -147,7 +147,24 @@ def test_an_older_release_needs_a_signed_downgrade(number: int, floor_number: in
     else:
         with pytest.raises(TrustError, match="older than the accepted"):
             verify_release(_manifest(number), assignment, floor)
-    assert raise_release_floor(number, floor).release_number == max(number, floor_number)
+    assert raise_release_floor(number, "r-2", floor).release_number == max(number, floor_number)
+
+
+@pytest.mark.parametrize("downgrade", [False, True])
+def test_a_number_names_one_release(downgrade: bool) -> None:
+    """Another release under an accepted number needs a signed permission; the accepted one itself may be fetched again,
+    and a floor from before numbers were kept with their release refuses nothing."""
+    floor = raise_release_floor(7, "r-1", TrustFloor(release_number=6, release_id="r-0"))
+    assert (floor.release_number, floor.release_id) == (7, "r-1")
+    assert raise_release_floor(7, "r-2", floor) == floor
+    verify_release(_manifest(7, release_id="r-1"), _assignment(release_id="r-1"), floor)
+    verify_release(_manifest(7, release_id="r-2"), _assignment(release_id="r-2"), TrustFloor(release_number=7))
+    other = _assignment(release_id="r-2", allow_downgrade=downgrade)
+    if downgrade:
+        verify_release(_manifest(7, release_id="r-2"), other, floor)
+    else:
+        with pytest.raises(TrustError, match="accepted before as r-1"):
+            verify_release(_manifest(7, release_id="r-2"), other, floor)
 
 
 def test_a_manifest_of_another_release_is_refused() -> None:

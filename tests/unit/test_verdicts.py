@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.catalog.boxes import LabelledBox, boxes_label
-from curate.catalog.verdicts import is_correct, score_prediction
+from curate.catalog.verdicts import is_contradicted, is_correct, score_prediction
 from curate.contracts.prediction import ClassificationPrediction, DetectedBox, DetectionPrediction
 from curate.errors import CatalogError
 
@@ -84,3 +84,23 @@ def test_other_classes_and_other_kinds_cannot_be_judged() -> None:
     wide = ClassificationPrediction(prediction_id="p", release_id="r", probabilities=[0.2, 0.8])
     with pytest.raises(CatalogError):
         is_correct(wide, {"class": "dog"}, classes)
+
+
+def test_what_a_person_called_wrong_is_judged_box_by_box() -> None:
+    """A box is contradicted when no labelled one of its class is its own; without a box the whole answer is judged."""
+    prediction = detection((person(0), 0.9), (person(1), 0.8), (person(300), 0.9), (person(90, name="dog"), 0.9))
+    label = boxes_label([person(0), person(90)])
+    judged = {f"b{number}": is_contradicted(prediction, f"b{number}", label, CLASSES) for number in range(4)}
+    assert judged == {"b0": False, "b1": True, "b2": True, "b3": True}
+    assert is_contradicted(prediction, None, label, CLASSES)
+    assert is_contradicted(detection((person(0), 0.9)), None, boxes_label([person(0)]), CLASSES) is False
+
+
+def test_a_box_that_was_not_shown_cannot_be_judged() -> None:
+    """A verdict about a box the prediction does not show, or about a box of a class answer, says nothing."""
+    faint = detection((person(0), 0.1))
+    assert is_contradicted(faint, "b0", boxes_label([]), CLASSES) is None
+    assert is_contradicted(faint, "b9", boxes_label([]), CLASSES) is None
+    named = ClassificationPrediction(prediction_id="p", release_id="r", probabilities=[0.2, 0.8])
+    assert is_contradicted(named, "b0", {"class": "dog"}, CLASSES) is None
+    assert is_contradicted(named, None, {"class": "person"}, CLASSES) is True

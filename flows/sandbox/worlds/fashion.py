@@ -71,7 +71,7 @@ class FashionWorld:
             "labels_file": str(LABELS_FILE),
             "training": {"threads": 1},  # agents and services share the two cores
             "split": {"block_s": longest_burst_s},
-            "selection": {"scene_gap_s": 1.2 * longest_burst_s},
+            "selection": {"scene_gap_s": 1.2 * longest_burst_s, "half_life_s": self._script.window_s},
             "capture_policy": {"version": "demo", "random_probability": 0.06, "uncertain_budget_fraction": 0.05},
         }
 
