@@ -19,6 +19,9 @@ DRIFT_PER_S: Final = 200e-6
 """How much a camera's quartz may run wrong; bounds learned long ago widen by it."""
 TRUSTED_ERROR_S: Final = 30.0
 """A system clock this close to the bucket's is taken as it is: whoever sets it knows better than an HTTP date."""
+EARLIEST_S: Final = datetime(2024, 1, 1, tzinfo=UTC).timestamp()
+LATEST_S: Final = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
+"""An answer dated before or after is no word about the time. Near the year 9999 the calendar itself would give out."""
 _TIME_ERROR: Final = 5
 """adjtimex(2): the clock is not synchronised."""
 _TIMEX_BYTES: Final = 512
@@ -104,7 +107,7 @@ class Clock:
 
     def now(self) -> datetime:
         """Return the time: the system's if the bucket agrees with it or has not been heard, else the bucket's."""
-        return datetime.fromtimestamp(self._system() + self.state().offset_s, UTC)
+        return datetime.fromtimestamp(min(self._system() + self.state().offset_s, LATEST_S), UTC)
 
     def is_known(self) -> bool:
         """Say whether the time is more than a guess: the bucket has told it since the start, or a time service does.
@@ -134,6 +137,8 @@ class Clock:
         return ClockState(offset_s, uncertainty_s, epoch_s)
 
     def learn(self, server_time: datetime, *, sent_s: float, received_s: float) -> None:
-        """Take note of an answer's date; the times are this clock's `monotonic`."""
-        with self._lock:
-            self._bounds = narrow(self._bounds, server_time.timestamp(), sent_s=sent_s, received_s=received_s)
+        """Take note of an answer's date; the times are this clock's `monotonic`. One that cannot be is ignored."""
+        server_s = server_time.timestamp()
+        if EARLIEST_S <= server_s < LATEST_S:
+            with self._lock:
+                self._bounds = narrow(self._bounds, server_s, sent_s=sent_s, received_s=received_s)

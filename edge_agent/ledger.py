@@ -32,6 +32,7 @@ class Totals(Document):
     bytes_uploaded: int = Field(default=0, ge=0)
     feedback_spooled: int = Field(default=0, ge=0)
     feedback_acknowledged: int = Field(default=0, ge=0)
+    feedback_given_up: dict[str, int] = Field(default_factory=dict)
 
     def plus(self, other: Totals) -> Totals:
         """Return the sum, field by field and key by key."""
@@ -44,10 +45,20 @@ class Totals(Document):
         """Return the difference that giving up `count` spooled captures makes."""
         return cls(evicted=count, evicted_by={reason: count} if count else {})
 
+    @classmethod
+    def giving_up(cls, reason: str, count: int) -> Self:
+        """Return the difference that giving up `count` spooled verdicts makes."""
+        return cls(feedback_given_up={reason: count} if count else {})
+
     @property
     def pending(self) -> int:
         """Captures that must still lie in the spool."""
         return self.spooled - self.acknowledged - self.evicted
+
+    @property
+    def feedback_pending(self) -> int:
+        """Verdicts that must still lie in the spool."""
+        return self.feedback_spooled - self.feedback_acknowledged - sum(self.feedback_given_up.values())
 
     def counters(self) -> DeviceCounters:
         """Return the wire form, with what follows from the totals filled in."""
@@ -55,7 +66,7 @@ class Totals(Document):
             **self.model_dump(),
             frames_seen=self.frames_inferred + sum(self.frames_skipped.values()),
             pending=self.pending,
-            feedback_pending=self.feedback_spooled - self.feedback_acknowledged,
+            feedback_pending=self.feedback_pending,
         )
 
 

@@ -1,7 +1,8 @@
 """What may be kept at all, and what is blacked out of it before anything reaches the disk or a screen.
 
 Whoever forbids wins: the switch on the device, the windows and regions of its own file, and those of the assignment
-all have to allow. While the time is not known no window is open. When the redactor fails, the picture is not kept.
+all have to allow. While the time is not known no window is open; while it is not known what is assigned, nothing is
+kept or shown. When the redactor fails, the picture is not kept.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Final, TypeAlias
 
@@ -46,33 +47,42 @@ class PrivacyGuard:
         jpeg_quality: int = 95,
         max_pixels: int = 25_000_000,
         is_time_known: Callable[[], bool] = lambda: True,
+        wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`redactor` sees the picture after the regions were blacked out."""
+        """`redactor` sees the picture after the regions were blacked out. `wall_clock` is the time windows go by, which
+        is not a camera's own: that one may stand in 1970."""
         self._settings = settings
         self._switches = switches
         self._redactor = redactor
         self._jpeg_quality = jpeg_quality
         self._max_pixels = max_pixels
         self._is_time_known = is_time_known
+        self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._masks: dict[tuple[tuple[RedactionRegion, ...], int, int], NDArray[np.bool_]] = {}
 
-    def may_keep(self, now: datetime) -> bool:
-        """Say whether a capture may be kept at this moment, an aware time."""
-        is_allowed = self._switches.state().capture_allowed and not self.waits_for_time
-        return is_allowed and may_keep(self._settings.current().privacy, now)
+    def may_keep(self) -> bool:
+        """Say whether a capture may be kept at this moment."""
+        if self.waits_for_assignment or self.waits_for_time or not self._switches.state().capture_allowed:
+            return False
+        privacy = self._settings.current().privacy
+        return not _has_windows(privacy) or may_keep(privacy, self._wall_clock())
+
+    @property
+    def waits_for_assignment(self) -> bool:
+        """Whether nothing is kept or shown because nobody knows what the assignment wants blacked out."""
+        return not self._settings.is_complete
 
     @property
     def waits_for_time(self) -> bool:
         """Whether nothing is kept because there are windows, and nobody knows whether one of them is open."""
-        has_windows = any(spec.windows for spec in self._settings.current().privacy)
-        return has_windows and not self._is_time_known()
+        return _has_windows(self._settings.current().privacy) and not self._is_time_known()
 
     def redact(self, camera_id: str, pixels: Pixels) -> Pixels:
         """Return the picture as it may be kept, RGB uint8 [H, W, 3]; the given one is left as it is.
 
         Raises:
-            RedactionError: the redactor failed; the picture must not be kept or shown.
+            RedactionError: the redactor failed, or the regions are not known; the picture must not be kept or shown.
         """
         regions = self._regions(camera_id)
         if regions:
@@ -95,6 +105,8 @@ class PrivacyGuard:
             raise RedactionError(f"the picture cannot be redacted: {exc}") from exc
 
     def _regions(self, camera_id: str) -> tuple[RedactionRegion, ...]:
+        if self.waits_for_assignment:  # asked first: whoever completes the settings has changed them before
+            raise RedactionError("what is assigned to this device cannot be read, and may want parts blacked out")
         return select_regions(self._settings.current().privacy, camera_id)
 
     def _mask(self, regions: tuple[RedactionRegion, ...], height: int, width: int) -> NDArray[np.bool_]:
@@ -105,6 +117,10 @@ class PrivacyGuard:
                     self._masks.clear()
                 mask = self._masks[key] = rasterise(regions, height, width)
             return mask
+
+
+def _has_windows(privacy: Iterable[PrivacySpec]) -> bool:
+    return any(spec.windows for spec in privacy)
 
 
 def may_keep(privacy: Iterable[PrivacySpec], now: datetime) -> bool:

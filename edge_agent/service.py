@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -42,6 +43,7 @@ from edge_agent.interfaces.inference_service import InferenceService
 from edge_agent.interfaces.wiring import Interfaces
 from edge_agent.latency import LatencyHistogram
 from edge_agent.ledger import Ledger
+from edge_agent.loops import keep_running
 from edge_agent.memory import limit_arenas
 from edge_agent.models.assembly import open_updater
 from edge_agent.models.inference import LiveModel
@@ -98,7 +100,7 @@ class Service:
         self._systemd = SystemdNotifier()
         self._store = open_store(config.bucket, self._clock)
         self._ledger = Ledger()
-        self._settings = LiveSettings(config.effective_settings())
+        self._settings = LiveSettings(config.effective_settings(), is_complete=False)
         self._switches = Switches(config.state_dir / "switches.json")
         self._privacy = self._make_privacy()
         self._report = DeviceReport(config.state_dir / "updates.json", agent_version=agent_version())
@@ -139,7 +141,12 @@ class Service:
         for camera, capture in zip(self._cameras, self._captures, strict=True):
             loops[f"capture {camera.camera_id}"] = capture.run
         self._threads = [
-            threading.Thread(target=run, args=(self._stop,), name=name, daemon=True) for name, run in loops.items()
+            threading.Thread(
+                target=partial(keep_running, name, run, self._stop, count_error=self._report.count_error),
+                name=name,
+                daemon=True,
+            )
+            for name, run in loops.items()
         ]
 
     @property
@@ -154,6 +161,9 @@ class Service:
 
     def start(self) -> None:
         """Let every loop and the API run."""
+        # What was made so far stays as long as the process: no collection need look through it again.
+        gc.collect()
+        gc.freeze()
         for thread in self._threads:
             thread.start()
         self._interfaces.start()
@@ -208,8 +218,9 @@ class Service:
             "queue": {"captures": self._keeper.queued, "max_captures": self._config.capture.max_queued},
             "scene_gate": self._total_gate().model_dump(),
             "privacy": {
-                "may_keep": self._privacy.may_keep(self._clock.now()),
+                "may_keep": self._privacy.may_keep(),
                 "waits_for_time": self._privacy.waits_for_time,
+                "waits_for_assignment": self._privacy.waits_for_assignment,
             },
             "ring": {"frames": len(self._ring), "used_bytes": self._ring.used_bytes},
             "newest_cursor": self._predictions.newest_cursor,
@@ -281,7 +292,6 @@ class Service:
             max_pixels=self._max_pixels(),
             max_queued=self._config.capture.max_queued,
             privacy=self._privacy,
-            wall_clock=self._clock.now,
         )
 
     def _make_privacy(self) -> PrivacyGuard:
@@ -293,6 +303,7 @@ class Service:
             jpeg_quality=self._config.capture.jpeg_quality,
             max_pixels=self._max_pixels(),
             is_time_known=self._clock.is_known,
+            wall_clock=self._clock.now,
         )
 
     def _max_pixels(self) -> int:
@@ -308,6 +319,7 @@ class Service:
             report=self._report,
             boot_id=self._boot_id,
             latencies=self._latencies,
+            wall_clock=self._clock.now,
             gate_spec=lambda: self._settings.current().scene_gate,
         )
 

@@ -41,11 +41,18 @@ class EffectiveSettings:
 class LiveSettings:
     """Thread-safe holder of the settings followed now."""
 
-    def __init__(self, own: EffectiveSettings) -> None:
-        """`own` is what the device's file says."""
+    def __init__(self, own: EffectiveSettings, *, is_complete: bool = True) -> None:
+        """`own` is what the device's file says. Not `is_complete`: what an assignment adds to it has yet to be told."""
         self._lock = threading.Lock()
         self._own = own
         self._current = own
+        self._is_complete = is_complete
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is known what the assignment says, if there is one; what it forbids is not known before."""
+        with self._lock:
+            return self._is_complete
 
     def current(self) -> EffectiveSettings:
         """Return the settings to follow from now on."""
@@ -56,3 +63,4 @@ class LiveSettings:
         """Follow what an assignment says; each one starts from the device's own file."""
         with self._lock:
             self._current = self._own.overlaid(change)
+            self._is_complete = True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from curate.errors import AgentError
@@ -23,7 +24,7 @@ def exclusive_state(state_dir: Path) -> Iterator[None]:
     path = state_dir / "agent.pid"
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open(path)
     except OSError as exc:
         raise AgentError(
             f"cannot use the state folder {state_dir}: {exc.strerror}", hint="Give the agent's user write access to it."
@@ -37,8 +38,19 @@ def exclusive_state(state_dir: Path) -> Iterator[None]:
                 f"another agent (process {holder}) already uses {state_dir}",
                 hint="Stop it first, or give this agent a state_dir of its own.",
             ) from exc
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        with suppress(OSError):  # it only helps a person to find us, and a full disk must not keep us from starting
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+        # A file system with errors is mounted read-only at the next start; frames can be answered all the same.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -22,6 +22,7 @@ from edge_agent.cameras.base import (
     decode_image,
     due_in_s,
 )
+from edge_agent.clock import LATEST_S
 from edge_agent.config.cameras import FolderCameraConfig
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,8 @@ def _read_frame(
         camera_id=config.camera_id,
         index=index,
         image=decode_image(encoded, max_pixels=config.max_image_pixels),
-        captured_at=captured_at or datetime.fromtimestamp(status.st_mtime, UTC),
+        # Some file systems bear times that the calendar does not.
+        captured_at=captured_at or datetime.fromtimestamp(min(max(status.st_mtime, 0.0), LATEST_S), UTC),
         monotonic_s=monotonic_s,
         encoded=encoded,
     )

@@ -44,11 +44,11 @@ class WatchedCamera:
 
     def poll(self) -> Frame | Skipped | None:
         """Return the next event of the camera."""
-        self._polled_s = self._monotonic()
+        self._polled_s = polled_s = self._monotonic()
         event = self._camera.poll()
         if isinstance(event, Frame):
             self._frames += 1
-            self._frame_times_s.append(self._monotonic())
+            self._frame_times_s.append(polled_s)
         return event
 
     def close(self) -> None:

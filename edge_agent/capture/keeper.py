@@ -6,10 +6,9 @@ import hashlib
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from curate.contracts.capture import CaptureRecord, ImageRef
@@ -44,7 +43,7 @@ class CaptureSink(Protocol):
 class Privacy(Protocol):
     """What may be kept at all. Asked for every frame, from several threads: answering takes microseconds."""
 
-    def may_keep(self, now: datetime) -> bool:
+    def may_keep(self) -> bool:
         """Say whether a picture of this moment may be kept, as windows and switches stand now."""
 
     def redact(self, camera_id: str, pixels: Pixels) -> Pixels:
@@ -58,7 +57,7 @@ class Privacy(Protocol):
 class AllowAll:
     """Keeps everything as it is."""
 
-    def may_keep(self, now: datetime) -> bool:  # noqa: ARG002 - others need it
+    def may_keep(self) -> bool:
         """Allow it."""
         return True
 
@@ -94,10 +93,8 @@ class Keeper:
         max_pixels: int,
         max_queued: int,
         privacy: Privacy | None = None,
-        wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._privacy: Privacy = privacy or AllowAll()
-        self._wall_clock = wall_clock
         self._sink = sink
         self._ledger = ledger
         self._report = report
@@ -123,9 +120,9 @@ class Keeper:
             return self._drop(BACKLOG)
         return True
 
-    def may_keep(self, now: datetime) -> bool:
+    def may_keep(self) -> bool:
         """Say whether privacy lets a picture of this moment be kept."""
-        return self._privacy.may_keep(now)
+        return self._privacy.may_keep()
 
     def keep_now(self, frame: HeldFrame, decision: CaptureDecision) -> bool:
         """Store a frame before returning; False when it was dropped."""
@@ -134,32 +131,44 @@ class Keeper:
 
     def _draft(self, frame: HeldFrame, decision: CaptureDecision) -> tuple[CaptureRecord, bytes] | None:
         """Return the record and the picture to store; None when it was dropped."""
-        if not (frame.may_be_kept and self._privacy.may_keep(self._wall_clock())):
+        if not (frame.may_be_kept and self._privacy.may_keep()):
             self._drop(PRIVACY)
             return None
         try:
-            pixels = decode_image(frame.encoded, max_pixels=self._max_pixels)
-            pixels = self._privacy.redact(frame.prediction.camera_id, pixels)
-            jpeg = encode_jpeg(pixels, quality=self._jpeg_quality)
-        except (UndecodableError, OSError) as exc:
+            return self._encode(frame, decision)
+        except (UndecodableError, OSError, ValueError) as exc:  # ValueError: wider than a record may say, for one
             log.warning("capture cannot be encoded", extra={"error": str(exc)})
             self._drop(UNENCODABLE)
-            return None
         except AgentError as exc:
             log.warning("capture cannot be redacted", extra={"error": str(exc)})
             self._drop(PRIVACY)
-            return None
+        return None
+
+    def _encode(self, frame: HeldFrame, decision: CaptureDecision) -> tuple[CaptureRecord, bytes]:
+        pixels = decode_image(frame.encoded, max_pixels=self._max_pixels)
+        pixels = self._privacy.redact(frame.prediction.camera_id, pixels)
+        jpeg = encode_jpeg(pixels, quality=self._jpeg_quality)
         height, width = pixels.shape[:2]
         image = ImageRef(
             sha256=hashlib.sha256(jpeg).hexdigest(), size_bytes=len(jpeg), width=int(width), height=int(height)
         )
         return draft_capture(frame, decision, image, device_id=self._device_id, boot_id=self._boot_id), jpeg
 
+    def _draft_queued(self, frame: HeldFrame, decision: CaptureDecision) -> tuple[CaptureRecord, bytes] | None:
+        """The same for one of several that wait: what is unforeseen costs this one only, and is counted."""
+        try:
+            return self._draft(frame, decision)
+        except Exception as exc:
+            log.exception("a capture failed")
+            self._report.count_error(type(exc).__name__)
+            self._drop(UNENCODABLE)
+            return None
+
     def turn(self, wait_s: float = 0.0) -> bool:
         """Store what is queued, a few frames at most; False when none came within `wait_s`."""
         queued = self._take_queued(wait_s)
         try:
-            drafts = [self._draft(frame, decision) for frame, decision in queued]
+            drafts = [self._draft_queued(frame, decision) for frame, decision in queued]
             self._sink.put_all([drafted for drafted in drafts if drafted is not None])
         finally:
             for frame, _ in queued:

@@ -219,9 +219,9 @@ class CaptureLoop:
         if swap is None:
             return
         self._policy.forget_scores()
-        if self._parts.once.first("swap", model.release_id):
-            self._parts.report.note_update(_swap_event(swap, self._parts.wall_clock()))
-            log.info("model swapped", extra={"release_id": model.release_id, "swap_gap_ms": round(swap.gap_ms, 3)})
+        event = _swap_event(swap, self._camera.camera_id, self._parts.wall_clock())
+        self._parts.report.note_update(event)
+        log.info("model swapped", extra=event.model_dump(mode="json", exclude={"at", "outcome"}))
 
     def _decide(self, model: LoadedModel, answer: Answer, look: GateLook | None, *, drawn: bool) -> CaptureDecision:
         name = self._score_name or self._choose_score(model)
@@ -260,7 +260,7 @@ class CaptureLoop:
             look=look,
             reused_from=reused_from,
         )
-        return HeldFrame(prediction, answer, frame.encoded, parts.keeper.may_keep(frame.captured_at))
+        return HeldFrame(prediction, answer, frame.encoded, parts.keeper.may_keep())
 
     def _remember(self, held: HeldFrame) -> None:
         """Keep the frame or hold it, and tell the pollers last."""
@@ -294,11 +294,12 @@ def _replaced_event(release_id: str, detail: str, now: datetime) -> UpdateEvent:
     return UpdateEvent(at=now, outcome="score_replaced", release_id=release_id, detail=detail)
 
 
-def _swap_event(swap: Swap, now: datetime) -> UpdateEvent:
+def _swap_event(swap: Swap, camera_id: str, now: datetime) -> UpdateEvent:
     return UpdateEvent(
         at=now,
         outcome="swapped",
         release_id=swap.new_release_id,
+        camera_id=camera_id,
         detail=f"from {swap.old_release_id}",
         swap_gap_ms=swap.gap_ms,
         frames_lost=swap.frames_lost,

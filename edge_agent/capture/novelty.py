@@ -61,9 +61,9 @@ class KeptSketch:
         # In the row behind the centres it is multiplied with itself in the same go.
         rows = self._rows[: self._count + 1]
         rows[-1] = folded
-        products = _products(rows, folded)
-        length = math.sqrt(products.item(-1))
-        return _half_chord(float(np.maximum.reduce(products[:-1])) / length if 0.0 < length < math.inf else 0.0)
+        products = _products(rows, folded).tolist()
+        length = math.sqrt(products.pop())
+        return _half_chord(max(products) / length if 0.0 < length < math.inf else 0.0)
 
     def add(self, folded: Floats) -> None:
         """Take in one folded embedding, float32 [SKETCH_DIM]."""

@@ -17,7 +17,7 @@ from typing import Final
 import uvicorn
 from starlette.applications import Starlette
 
-from curate.errors import AgentError, ConfigError
+from curate.errors import ConfigError
 from edge_agent.durable import persist_bytes
 
 log = logging.getLogger(__name__)
@@ -69,18 +69,16 @@ class ApiServer:
 
         Raises:
             ConfigError: the port is taken or not allowed, or certificate and key cannot be used.
-            AgentError: the address file cannot be written.
         """
         self._address_file = address_file
         config = _configure(app, tls_cert, tls_key)
         self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
+        address = _address(host, self.port, secure=config.is_ssl) | {"instance": instance}
         try:
-            address = _address(host, self.port, secure=config.is_ssl) | {"instance": instance}
             persist_bytes(address_file, json.dumps(address).encode() + b"\n")
-        except OSError as exc:
-            self._socket.close()
-            raise AgentError(f"cannot write {address_file}: {exc.strerror}") from exc
+        except OSError as exc:  # programs on this machine do not find the API; frames are answered all the same
+            log.warning("cannot write %s: %s", address_file, exc)
         self._server = _RestfulServer(config)
         self._thread = threading.Thread(target=self._serve, name="api", daemon=True)
 
@@ -93,7 +91,8 @@ class ApiServer:
         self._server.end()
         self._thread.join(timeout_s)
         self._socket.close()
-        self._address_file.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._address_file.unlink(missing_ok=True)
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])

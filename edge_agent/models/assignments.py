@@ -106,7 +106,8 @@ class AssignmentFollower:
         if believed.settings_problem is not None:
             old = journal.state.assignment
             assignment = assignment.model_copy(update={"settings": old.settings if old else DeviceSettings()})
-        journal.update(floor=believed.floor, assignment=assignment, desired_sha256=desired.digest)
+        known = journal.state.settings_known or believed.settings_problem is None
+        journal.update(floor=believed.floor, assignment=assignment, desired_sha256=desired.digest, settings_known=known)
         if believed.settings_problem is not None:
             journal.record(now, "settings_refused", None, believed.settings_problem)
         self.follow(assignment, now)
@@ -115,10 +116,7 @@ class AssignmentFollower:
     def follow(self, assignment: Assignment, now: datetime) -> None:
         """Follow settings, policy and fleet's sketch; what cannot be followed is told, and the others still are."""
         self._sketch_sink(assignment.fleet_sketch)
-        try:
-            self._settings_sink(assignment.settings)
-        except AgentError as exc:
-            self._journal.record(now, "settings_refused", None, str(exc))
+        self._follow_settings(assignment.settings, now)
         policy_version: str | None = assignment.capture_policy.version
         try:
             self._policy_sink(assignment.capture_policy)
@@ -126,3 +124,20 @@ class AssignmentFollower:
             self._journal.record(now, "policy_refused", None, str(exc))
             policy_version = None
         self._report.set_assignment(assignment.version, policy_version)
+
+    def follow_none(self, now: datetime) -> None:
+        """Go by the device's own file: nothing was ever assigned. Unless that is only not known any more."""
+        if self._journal.state.settings_known:
+            self._follow_settings(DeviceSettings(), now)
+        else:
+            self._journal.record(
+                now, "settings_lost", None, "the state was damaged: nothing is kept until it is known what is assigned"
+            )
+
+    def _follow_settings(self, settings: DeviceSettings, now: datetime) -> None:
+        if not self._journal.state.settings_known:
+            return
+        try:
+            self._settings_sink(settings)
+        except AgentError as exc:
+            self._journal.record(now, "settings_refused", None, str(exc))

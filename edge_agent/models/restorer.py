@@ -93,7 +93,8 @@ class Restorer:
     def _settle_on(
         self, name: SlotName, content: SlotContent, committed: str | None, now: datetime, *, for_good: bool
     ) -> None:
-        floor = raise_release_floor(content.manifest.number, self._journal.state.floor)
+        manifest = content.manifest
+        floor = raise_release_floor(manifest.number, manifest.release_id, self._journal.state.floor)
         self._journal.state = self._journal.state.model_copy(update={"floor": floor})
         if name == committed or not for_good:
             return

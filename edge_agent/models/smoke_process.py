@@ -107,8 +107,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _read_result(raw: bytes, code: int) -> SmokeResult:
     if code < 0:
-        name = signal.Signals(-code).name
-        return _failure(f"its check was ended by {name}", may_pass=-code in _PASSING_SIGNALS)
+        names = {number.value: number.name for number in signal.Signals}  # those for real time have none
+        return _failure(
+            f"its check was ended by {names.get(-code, f'signal {-code}')}", may_pass=-code in _PASSING_SIGNALS
+        )
     if code > 0:
         return _failure(f"its check ended with the code {code}")
     try:

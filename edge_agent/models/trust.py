@@ -41,6 +41,8 @@ class TrustFloor(BaseModel):
 
     metadata: MetadataVersions = MetadataVersions()
     release_number: int = Field(default=0, ge=0)
+    release_id: str | None = None
+    """Which release had that number: a number never names two. None where an older agent wrote this."""
     assignment_version: int = Field(default=0, ge=0)
     assignment_sha256: str | None = None
     """Digest of the accepted assignment's payload: a version never says two things."""
@@ -130,7 +132,8 @@ def verify_release(manifest: ReleaseManifest, assignment: Assignment, floor: Tru
     """Accept the manifest of the assigned release.
 
     Raises:
-        TrustError: it describes another release, or one older than accepted and no downgrade is allowed.
+        TrustError: it describes another release, or one that is older than accepted, or bears the number of another
+            that was, and no downgrade is allowed.
     """
     if manifest.release_id != assignment.release_id:
         raise TrustError(f"the manifest of {assignment.release_id} describes {manifest.release_id}")
@@ -138,6 +141,12 @@ def verify_release(manifest: ReleaseManifest, assignment: Assignment, floor: Tru
         raise TrustError(
             f"release number {manifest.number} is older than the accepted {floor.release_number}",
             hint="assign it with allow_downgrade",
+        )
+    is_another = floor.release_id not in (None, manifest.release_id)
+    if manifest.number == floor.release_number and is_another and not assignment.allow_downgrade:
+        raise TrustError(
+            f"release number {manifest.number} was accepted before as {floor.release_id}",
+            hint="publish it under a number of its own, or assign it with allow_downgrade",
         )
 
 
@@ -164,9 +173,11 @@ def raise_metadata_floor(versions: MetadataVersions, floor: TrustFloor) -> Trust
     return floor.model_copy(update={"metadata": versions})
 
 
-def raise_release_floor(number: int, floor: TrustFloor) -> TrustFloor:
-    """Return the floor raised to this release number; an allowed downgrade does not lower it."""
-    return floor.model_copy(update={"release_number": max(number, floor.release_number)})
+def raise_release_floor(number: int, release_id: str | None, floor: TrustFloor) -> TrustFloor:
+    """Return the floor raised to this release; an allowed downgrade does not lower it."""
+    if number <= floor.release_number:
+        return floor
+    return floor.model_copy(update={"release_number": number, "release_id": release_id})
 
 
 def _verified_payload(envelope_bytes: bytes, keys: Mapping[str, Key]) -> bytes:

@@ -235,6 +235,8 @@ class Updater:
             self._report.record_update(self._state.last_event)
         if self._state.assignment is not None:
             self._follower.follow(self._state.assignment, now)
+        else:
+            self._follower.follow_none(now)
         self._redo_effects()
 
     def _restore_any(self, now: datetime) -> None:
@@ -378,7 +380,7 @@ class Updater:
     def _save_attempt(self, attempt: Attempt, told: UpdateEvent | None) -> None:
         floor = self._state.floor
         if attempt.phase is Phase.COMMITTED and attempt.number is not None:
-            floor = raise_release_floor(attempt.number, floor)
+            floor = raise_release_floor(attempt.number, attempt.release_id, floor)
         self._journal.update(attempt=attempt, last_event=told, floor=floor)
         if attempt.phase is Phase.COMMITTED:
             self._seat.keep_challenger()

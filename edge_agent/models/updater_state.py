@@ -33,13 +33,16 @@ class UpdaterState(BaseModel):
     desired_sha256: Sha256 | None = None
     """Digest of the whole `desired.json` that was accepted: the same bytes need no second look."""
     attempt: Attempt = Attempt()
+    settings_known: bool = True
+    """False once a damaged state has lost what was assigned, until an assignment is accepted anew: it may have named
+    regions that nobody may see."""
     last_event: UpdateEvent | None = None
     """Written with the phase it tells of, so that a process that dies before it is reported still reports it."""
 
 
 def load_state(path: Path) -> UpdaterState:
-    """Read the state; none is a new device. A damaged file starts anew, loudly:
-    a device that waits for a person helps nobody, and the slots still bound what it runs.
+    """Read the state; none is a new device. A damaged file starts anew, loudly: a device that waits for a person helps
+    nobody, and the slots still bound what it runs. What may be kept it does not know then.
 
     Raises:
         AgentError: the disk refused to say; what was accepted is still there, and may be read later.
@@ -52,7 +55,7 @@ def load_state(path: Path) -> UpdaterState:
         raise AgentError(f"the updater's state cannot be read now: {exc}", retryable=True) from exc
     except CorruptFileError as exc:
         log.warning("the updater's state is damaged and starts anew: %s", exc)
-        return UpdaterState()
+        return UpdaterState(settings_known=False)
     try:
         return UpdaterState.model_validate_json(header)
     except ValidationError as exc:
@@ -63,10 +66,10 @@ def load_state(path: Path) -> UpdaterState:
 def _salvage(header: bytes) -> UpdaterState:
     """Keep the floor of a state that another version of the agent wrote."""
     try:
-        return UpdaterState(floor=TrustFloor.model_validate(json.loads(header)["floor"]))
+        return UpdaterState(floor=TrustFloor.model_validate(json.loads(header)["floor"]), settings_known=False)
     except (ValueError, KeyError, TypeError) as exc:
         log.warning("the updater's floor cannot be read and starts anew: %s", exc)
-        return UpdaterState()
+        return UpdaterState(settings_known=False)
 
 
 def persist_state(path: Path, state: UpdaterState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -18,7 +19,15 @@ from curate.contracts.capture import ArmOutcome, CaptureRecord
 from curate.contracts.document import Document
 from curate.contracts.feedback import Feedback
 from curate.contracts.ids import SAFE_NAME
-from edge_agent.durable import TEMPORARY_SUFFIX, make_folder, persist_bytes, seal, sync_folder, unseal
+from edge_agent.durable import (
+    TEMPORARY_SUFFIX,
+    make_folder,
+    persist_bytes,
+    seal,
+    sync_folder,
+    unseal,
+    write_durably,
+)
 from edge_agent.ledger import Totals
 
 log = logging.getLogger(__name__)
@@ -27,6 +36,9 @@ CAPTURE_SUFFIX = ".capture"
 FEEDBACK_SUFFIX = ".feedback"
 BATCH_SUFFIX = ".batch"
 REASON_SUFFIX = ".reason"
+MAX_QUARANTINED = 500
+MAX_QUARANTINE_BYTES = 32 * 1024 * 1024
+"""What is set aside is for a person to look at; beyond these bounds the oldest goes."""
 
 
 class Snapshot(Document):
@@ -127,13 +139,25 @@ class SpoolFolder:
     root: Path
 
     def create(self) -> None:
-        """Make the folders and remove what a crash left half-written."""
+        """Make the folders and remove what a crash left half-written.
+
+        Raises:
+            OSError: a folder is not there and cannot be made.
+        """
         for folder in self._folders():
-            make_folder(folder)
+            try:
+                make_folder(folder)
+            except OSError as exc:
+                if not folder.is_dir():
+                    raise
+                # Frames are answered on a disk that takes nothing any more, and what lies there may still be sent.
+                log.warning("%s cannot be synced now: %s", folder, exc)
             for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-                log.info("removed a half-written file: %s", leftover.name)
-                leftover.unlink()
-        sync_folder(self.root)
+                log.info("removing a half-written file: %s", leftover.name)
+                with contextlib.suppress(OSError):  # it only takes room, and is written over in time
+                    leftover.unlink()
+        with contextlib.suppress(OSError):
+            sync_folder(self.root)
 
     def _folders(self) -> tuple[Path, ...]:
         return (self.root, self.captures, self.feedback, self.outbox, self.quarantine)
@@ -281,9 +305,21 @@ class SpoolFolder:
         except OSError as exc:
             log.warning("%s could not be moved to quarantine: %s", path.name, exc)
         try:
-            persist_bytes(self.quarantine / f"{name}{REASON_SUFFIX}", f"{reason}\n".encode())
+            write_durably(self.quarantine / f"{name}{REASON_SUFFIX}", f"{reason}\n".encode())
+            self._bound_quarantine()
         except OSError as exc:
             log.warning("the reason for %s was not saved: %s", path.name, exc)
+
+    def _bound_quarantine(self) -> None:
+        """Remove what was set aside longest ago, as the files' times tell, until the rest fits."""
+        reasons = [(path.stat().st_mtime_ns, path) for path in self.quarantine.glob(f"*{REASON_SUFFIX}")]
+        left_bytes = MAX_QUARANTINE_BYTES
+        for place, (_, reason) in enumerate(sorted(reasons, reverse=True)):
+            file = reason.with_name(reason.name.removesuffix(REASON_SUFFIX))
+            left_bytes -= file.stat().st_size if file.exists() else 0
+            if place >= MAX_QUARANTINED or left_bytes < 0:
+                file.unlink(missing_ok=True)
+                reason.unlink(missing_ok=True)
 
     def count_quarantined(self) -> int:
         """Return how many files were set aside and still are."""

@@ -9,6 +9,7 @@ from itertools import islice
 
 from edge_agent.spool.files import Batch, Receipt
 from edge_agent.spool.retention import Held, Ordered, Stake, choose_to_send
+from edge_agent.spool.unread import NOTHING, Resting
 
 LONG_AGO = float("-inf")
 REMEMBERED_PREDICTIONS = 20_000
@@ -100,6 +101,10 @@ class SpoolIndex:
         """Return whether the capture is held, frozen or not."""
         return sequence in self._waiting or sequence in self._frozen
 
+    def holds_feedback(self, sequence: int) -> bool:
+        """Return whether the feedback is held, frozen or not."""
+        return sequence in self._waiting_feedback or sequence in self._frozen_feedback
+
     def remove_captures(self, sequences: Iterable[int]) -> int:
         """Forget captures, wherever they are; return how many were held."""
         removed = [self._pop_capture(sequence) for sequence in sequences]
@@ -124,13 +129,15 @@ class SpoolIndex:
             line.update([held for held in captures if held.stake is stake])
         self._by_turn.update(captures)
 
-    def remove_feedback(self, sequences: Iterable[int]) -> None:
-        """Forget feedback, wherever it is, as if it had never come."""
-        for sequence in sequences:
+    def remove_feedback(self, sequences: Iterable[int]) -> int:
+        """Forget feedback, wherever it is, as if it had never come; return how many were held."""
+        found = [sequence for sequence in sequences if self.holds_feedback(sequence)]
+        for sequence in found:
             self._waiting_feedback.pop(sequence, None)
             self._frozen_feedback.discard(sequence)
             if (receipt := self._held_receipts.pop(sequence, None)) is not None:
                 self._receipts.pop(receipt.feedback_id, None)
+        return len(found)
 
     def find_receipt(self, feedback_id: str) -> Receipt | None:
         """Return the receipt of feedback that is held or left lately."""
@@ -172,25 +179,31 @@ class SpoolIndex:
         """Return the captures no batch names, of each stake the lowest rank first."""
         return self._by_rank
 
-    def is_due(self, *, now_s: float, max_captures: int, max_age_s: float) -> bool:
-        """Return whether enough waits, or something has waited long enough, for a batch.
+    def has_feedback(self, resting: Resting = NOTHING) -> bool:
+        """Return whether feedback waits that does not rest."""
+        return any(n not in resting.feedback for n in self._waiting_feedback)
+
+    def is_due(self, *, now_s: float, max_captures: int, max_age_s: float, resting: Resting = NOTHING) -> bool:
+        """Return whether enough waits, or something has waited long enough, for a batch; what rests does not count.
 
         With `max_captures` 0 only feedback counts.
         """
-        if max_captures and len(self._waiting) >= max_captures:
+        if max_captures and len(self._waiting) - len(resting.captures & self._waiting.keys()) >= max_captures:
             return True
-        first = list(islice(self._waiting_feedback.values(), 1))
+        first = list(islice((s for n, s in self._waiting_feedback.items() if n not in resting.feedback), 1))
         if max_captures:
-            first += [waiting.since_s for waiting in islice(self._waiting.values(), 1)]
+            awake = (waiting.since_s for n, waiting in self._waiting.items() if n not in resting.captures)
+            first += islice(awake, 1)
         return bool(first) and now_s - min(first) >= max_age_s
 
     def next_to_send(
-        self, *, max_captures: int, max_feedback: int, oldest_share: float
+        self, *, max_captures: int, max_feedback: int, oldest_share: float, resting: Resting = NOTHING
     ) -> tuple[Sequence[int], Sequence[int]]:
         """Return the captures for a batch, the most valuable and a share of the oldest, and the oldest feedback."""
-        oldest = list(islice(self._waiting, max_captures))
-        captures = choose_to_send(self._by_turn, oldest, count=max_captures, oldest_share=oldest_share)
-        return captures, list(islice(self._waiting_feedback, max_feedback))
+        oldest = list(islice((n for n in self._waiting if n not in resting.captures), max_captures))
+        by_turn = (held for held in self._by_turn if held.sequence not in resting.captures)
+        captures = choose_to_send(by_turn, oldest, count=max_captures, oldest_share=oldest_share)
+        return captures, list(islice((n for n in self._waiting_feedback if n not in resting.feedback), max_feedback))
 
     def freeze(self, batch: Batch) -> None:
         """Add the batch and take what it names out of waiting."""

@@ -23,14 +23,16 @@ class SpoolJournal:
     Not thread-safe: the spool calls it under its lock. Whatever the disk refuses is raised as OSError.
     """
 
-    def __init__(self, folder: SpoolFolder, index: SpoolIndex, ledger: Ledger, *, revision: int) -> None:
-        """Go on from the newest `revision` on the disk."""
+    def __init__(
+        self, folder: SpoolFolder, index: SpoolIndex, ledger: Ledger, *, revision: int, removing: Sequence[Path] = ()
+    ) -> None:
+        """Go on from the newest `revision` on the disk, and with the removal of files that are counted as gone."""
         self._folder = folder
         self._index = index
         self._ledger = ledger
         self._prefix = os.path.join(folder.root, "")  # noqa: PTH118 - a path object has no end
         self._revision = revision
-        self._removing: tuple[Path, ...] = ()
+        self._removing: tuple[Path, ...] = tuple(removing)
         self._unlinked: set[Path] = set()
         """Those of them that are gone, unless the power goes before their folder is synced."""
         self._persisted: Totals | None = None

@@ -8,11 +8,10 @@ of `DeviceCounters` hold at every instant.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -24,16 +23,16 @@ from curate.contracts.device_settings import RetentionSpec
 from curate.contracts.feedback import Feedback
 from curate.contracts.ids import BootId, DeviceId
 from curate.contracts.telemetry import DeviceCounters
-from curate.errors import ContractError
 from edge_agent.clock import Clock
 from edge_agent.durable import seal
-from edge_agent.errors import CorruptFileError, SpoolUnavailableError
+from edge_agent.errors import SpoolUnavailableError
 from edge_agent.ledger import Ledger, Totals
 from edge_agent.spool.admission import Admission
 from edge_agent.spool.files import Batch, FeedbackHeader, Receipt, SpoolFolder
 from edge_agent.spool.index import CapturePlace
 from edge_agent.spool.journal import SpoolJournal
 from edge_agent.spool.limits import SpoolLimits
+from edge_agent.spool.reader import SpoolReader, disk_errors
 from edge_agent.spool.recovery import Recovered, recover
 from edge_agent.spool.stamps import restamp
 
@@ -41,9 +40,6 @@ log = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable"
 REFUSED = "refused"
-
-# Refusals of the system, not of the file: the file may be perfectly good.
-_PASSING_CODES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 
 
 class Spool:
@@ -75,14 +71,18 @@ class Spool:
         self._monotonic = monotonic
         self._lock = threading.RLock()
         self._index = recovered.make_index()
-        self._journal = SpoolJournal(folder, self._index, ledger, revision=recovered.revision)
+        self._journal = SpoolJournal(
+            folder, self._index, ledger, revision=recovered.revision, removing=recovered.removing
+        )
         self._admission = Admission(
             folder, self._index, self._journal, ledger, limits, clock=clock, monotonic=monotonic, retention=retention
         )
         self._batch_sequence = 0
         self._most_captures = limits.batch_max_captures
         self._most_feedback = limits.batch_max_feedback
-        self._quarantined = folder.count_quarantined()
+        self._apart = False
+        """Captures and feedback go in batches of their own: the bucket refused one of each together."""
+        self._reader = SpoolReader(folder, self._index, self._lock, monotonic)
 
     @classmethod
     def open(
@@ -105,7 +105,7 @@ class Spool:
             SpoolUnavailableError: the folder cannot be used.
         """
         folder = SpoolFolder(root)
-        with _disk():
+        with disk_errors():
             recovered = recover(folder)
         ledger.add(recovered.totals)
         spool = cls(
@@ -119,7 +119,10 @@ class Spool:
             retention=retention,
             recovered=recovered,
         )
-        spool.persist()
+        try:
+            spool.persist()
+        except SpoolUnavailableError as exc:  # what was recovered would be recovered again
+            log.warning("the recovered counters are not durable yet: %s", exc)
         return spool
 
     # -- capture thread ------------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ class Spool:
         Raises:
             SpoolUnavailableError: it was not kept; the person may try again.
         """
-        with self._lock, _disk():
+        with self._lock, disk_errors():
             if self._index.feedback >= self._limits.max_feedback:
                 raise SpoolUnavailableError("too much feedback waits on this device", hint="check the uplink")
             change = Totals(feedback_spooled=1)
@@ -200,29 +203,37 @@ class Spool:
         Raises:
             SpoolUnavailableError: the disk refused.
         """
-        with self._lock, _disk():
+        with self._lock, disk_errors():
             self._journal.persist_changes()
 
     def freeze_batch(self, now: datetime, *, captures: bool = True) -> Batch | None:
         """Freeze waiting captures and feedback into a batch, durably; None when nothing is due.
 
         The most valuable captures go first, with a share for the oldest; without `captures` only feedback goes.
-        A file that is gone or fails its checksum goes to quarantine and the batch goes on without it.
+        A file that is gone or fails its checksum goes to quarantine and the batch goes on without it; one that the disk
+        does not give stays, and is tried again after a rest.
         A gap that an unreadable batch has left is filled first: the cloud acknowledges no further than a gap.
 
         Raises:
             SpoolUnavailableError: the disk refused; nothing is frozen.
         """
         limits = self._limits
-        most = self._most_captures if captures else 0
-        with self._lock, _disk():
+        with self._lock, disk_errors():
             if self._index.gaps:
                 return self._freeze(now, next(iter(self._index.gaps.values())), {}, {})
-            due = self._index.is_due(now_s=self._monotonic(), max_captures=most, max_age_s=limits.batch_max_age_s)
+            resting = self._reader.resting()
+            is_apart = self._apart and self._index.has_feedback(resting)
+            most = self._most_captures if captures and not is_apart else 0
+            due = self._index.is_due(
+                now_s=self._monotonic(), max_captures=most, max_age_s=limits.batch_max_age_s, resting=resting
+            )
             if not due or len(self._index.batches) >= limits.max_batches:
                 return None
             sequences = self._index.next_to_send(
-                max_captures=most, max_feedback=self._most_feedback, oldest_share=limits.batch_oldest_share
+                max_captures=most,
+                max_feedback=self._most_feedback,
+                oldest_share=limits.batch_oldest_share,
+                resting=resting,
             )
             records, feedback = self._load_records(sequences[0]), self._load_feedback(sequences[1])
             if not records and not feedback:
@@ -254,15 +265,19 @@ class Spool:
         return batch
 
     def _load_records(self, sequences: Sequence[int]) -> dict[int, CaptureRecord]:
-        loaded = {sequence: self.load_capture(sequence) for sequence in sequences}
+        loaded = {}
+        for sequence in sequences:
+            with contextlib.suppress(SpoolUnavailableError):  # it rests now
+                loaded[sequence] = self.load_capture(sequence)
         state = self._clock.state()
         return {n: restamp(found[0], state, boot_id=self.boot_id) for n, found in loaded.items() if found is not None}
 
     def _load_feedback(self, sequences: Sequence[int]) -> dict[int, Feedback]:
         loaded = {}
         for sequence in sequences:
-            path = self._folder.feedback_path(sequence)
-            with self._setting_aside(path, partial(self._index.remove_feedback, [sequence])):
+            path, place = self._folder.feedback_path(sequence), self._reader.feedback(sequence)
+            lose = partial(self._lose_feedback, sequence)
+            with contextlib.suppress(SpoolUnavailableError), self._reader.reading(path, lose, place):
                 loaded[sequence] = self._folder.load_feedback(sequence)
         return loaded
 
@@ -273,12 +288,17 @@ class Spool:
             SpoolUnavailableError: the system or the disk refused; the file may be good.
         """
         if self._index.holds(sequence):
-            with self._setting_aside(self._folder.capture_path(sequence), partial(self._lose_capture, sequence)):
+            path, lose = self._folder.capture_path(sequence), partial(self._lose_capture, sequence)
+            with self._reader.reading(path, lose, self._reader.capture(sequence)):
                 return self._folder.load_capture(sequence)
         return None
 
     def _lose_capture(self, sequence: int, reason: str = UNREADABLE) -> None:
         self._ledger.add(Totals.eviction(reason, self._index.remove_captures([sequence])))
+        self._journal.commit(Totals())
+
+    def _lose_feedback(self, sequence: int, reason: str = UNREADABLE) -> None:
+        self._ledger.add(Totals.giving_up(reason, self._index.remove_feedback([sequence])))
         self._journal.commit(Totals())
 
     def give_up_capture(self, sequence: int, reason: str) -> None:
@@ -287,38 +307,51 @@ class Spool:
         Raises:
             SpoolUnavailableError: the disk refused.
         """
-        with self._lock, _disk():
+        with self._lock, disk_errors():
             if self._index.holds(sequence):
-                self._folder.set_aside(self._folder.capture_path(sequence), reason)
-                self._quarantined += 1
+                self._reader.set_aside(self._folder.capture_path(sequence), reason)
                 self._lose_capture(sequence, REFUSED)
 
     def break_up(self, batch: Batch, reason: str) -> None:
         """Let what a batch named wait again, for smaller ones, because the bucket refuses its record.
 
-        An empty one fills the gap. What cannot be smaller is given up: its capture or, without one, its feedback.
+        An empty one fills the gap. What cannot be smaller, a capture or a verdict alone, is given up; and then batches
+        may be as large as ever, since it was not their size.
 
         Raises:
             SpoolUnavailableError: the disk refused.
         """
-        with self._lock, _disk():
+        with self._lock, disk_errors():
             if batch.name not in self._index.batches:
                 return
-            self._folder.set_aside(self._folder.batch_path(batch), reason, stays=True)
-            self._quarantined += 1
+            self._reader.set_aside(self._folder.batch_path(batch), reason, stays=True)
             self._index.thaw(batch)
-            if max(len(batch.captures), len(batch.feedback)) <= 1:
+            if len(batch.captures) + len(batch.feedback) == 1:
                 self._give_up_content(batch, reason)
+                return
+            # Of one capture and one verdict nobody knows which it is.
+            self._apart = self._apart or len(batch.captures) == len(batch.feedback) == 1
             self._most_captures = _halved(self._most_captures, len(batch.captures))
             self._most_feedback = _halved(self._most_feedback, len(batch.feedback))
 
     def _give_up_content(self, batch: Batch, reason: str) -> None:
         for sequence in batch.captures:
             self.give_up_capture(sequence, reason)
-        for sequence in () if batch.captures else batch.feedback:
-            self._folder.set_aside(self._folder.feedback_path(sequence), reason)
-            self._quarantined += 1
-            self._index.remove_feedback([sequence])
+        for sequence in batch.feedback:
+            self._reader.set_aside(self._folder.feedback_path(sequence), reason)
+            self._lose_feedback(sequence, REFUSED)
+        self._apart = False
+        self._most_captures, self._most_feedback = self._limits.batch_max_captures, self._limits.batch_max_feedback
+
+    def release_batch(self, batch: Batch) -> None:
+        """Let what a batch named wait again, for others, because something of it cannot be read at present.
+
+        An empty one will take its place, so that it holds up nobody. One that the bucket has keeps it.
+        """
+        with self._lock:
+            if batch.name in self._index.batches and batch.name not in self._index.uploaded_batches:
+                log.warning("batch %s cannot be read: what it named goes with others", batch.name)
+                self._index.thaw(batch)
 
     def outstanding(self) -> list[Batch]:
         """Return the batches whose upload is not known to be complete, oldest first."""
@@ -336,25 +369,12 @@ class Spool:
         It is then in quarantine, what it named waits again, for another batch, and an empty one will take its place.
 
         Raises:
-            SpoolUnavailableError: the system refused; the file may be good.
+            SpoolUnavailableError: the system or the disk refused; the file may be good.
         """
         if batch.name in self._index.batches:
-            with self._setting_aside(self._folder.batch_path(batch), partial(self._index.thaw, batch), stays=True):
+            with self._reader.reading(self._folder.batch_path(batch), partial(self._index.thaw, batch), stays=True):
                 return self._folder.load_batch_record(batch)
         return None
-
-    @contextlib.contextmanager
-    def _setting_aside(self, path: Path, forget: Callable[[], None], *, stays: bool = False) -> Iterator[None]:
-        """Send the file to quarantine if reading it in the body fails: one bad file blocks nothing else."""
-        try:
-            yield
-        except (CorruptFileError, ContractError, OSError) as exc:
-            with self._lock, _disk():
-                if isinstance(exc, OSError) and exc.errno in _PASSING_CODES:
-                    raise
-                self._folder.set_aside(path, str(exc), stays=stays)
-                self._quarantined += 1
-                forget()
 
     def mark_uploaded(self, batch: Batch) -> None:
         """Record that the bucket has the batch's commit record; each capture counts once in its life.
@@ -362,7 +382,7 @@ class Spool:
         Raises:
             SpoolUnavailableError: the disk refused; mark again after the next (harmless) upload.
         """
-        with self._lock, _disk():
+        with self._lock, disk_errors():
             index = self._index
             if batch.name in index.batches and batch.name not in index.uploaded_batches:
                 fresh = index.not_yet_uploaded([batch])
@@ -385,7 +405,7 @@ class Spool:
         Raises:
             SpoolUnavailableError: the disk refused; nothing was counted.
         """
-        with self._lock, _disk():
+        with self._lock, disk_errors():
             leaving = self._index.departure(through)
             if not leaving.batches:
                 return 0
@@ -426,24 +446,20 @@ class Spool:
         return self._index.captures - len(self._index.uploaded_captures)
 
     @property
+    def unreadable_captures(self) -> int:
+        """Captures on the device that the disk did not give when they were asked for last."""
+        return self._reader.unread_captures
+
+    @property
     def held_captures(self) -> int:
         """Captures on the device; always equal to the counter `pending`."""
         return self._index.captures
 
     @property
     def quarantined(self) -> int:
-        """Files set aside, over the spool's life."""
-        return self._quarantined
+        """Files set aside and not removed before this start, or set aside since."""
+        return self._reader.quarantined
 
 
 def _halved(most: int, refused: int) -> int:
     return max(1, min(most, refused // 2)) if refused else most
-
-
-@contextlib.contextmanager
-def _disk() -> Iterator[None]:
-    """Turn the disk's refusals into the agent's."""
-    try:
-        yield
-    except OSError as exc:
-        raise SpoolUnavailableError(f"the spool's disk refused: {exc}") from exc

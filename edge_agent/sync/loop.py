@@ -18,8 +18,9 @@ from curate.errors import BlobNotFoundError, ContractError, Error, StorageError
 from curate.storage.ports import BlobStore
 from edge_agent.backoff import BackoffPolicy, decide_wait_s, jittered_s
 from edge_agent.clock import Clock
+from edge_agent.errors import SpoolUnavailableError
 from edge_agent.report import DeviceReport
-from edge_agent.spool.spool import Spool
+from edge_agent.spool.spool import UNREADABLE, Spool
 from edge_agent.sync.bandwidth import BUDGET, Passage, decide_passage, slow_down_s
 from edge_agent.sync.uplink import Uplink
 from edge_agent.sync.uploader import Outcome, Uploader
@@ -93,6 +94,8 @@ class SyncLoop:
         )
         self._stop = threading.Event()
         self._link_up: bool | None = None
+        self._was_heard = False
+        """Whether the bucket has answered since the start."""
         self._sent_s: float | None = None
         self._failures = 0
         self._retry_at_s = float("-inf")
@@ -131,8 +134,11 @@ class SyncLoop:
         answers = not rests and self._talk(
             {"acknowledgement": self._poll_acknowledgement, "heartbeat": lambda: self._heartbeat(now)}
         )
-        # After the bucket was heard: a camera in 1970 has just learned when its captures were taken.
-        self._locally("freeze", lambda: self._freeze(now))
+        # Not before the bucket was heard: a camera in 1970 learns from it when its captures were taken, and what is
+        # frozen is never stamped again.
+        self._was_heard = self._was_heard or answers
+        if self._was_heard:
+            self._locally("freeze", lambda: self._freeze(now))
         if not answers or not self._talk({"upload": lambda: self._upload(now)}):
             return False
         self._link_answered()
@@ -141,10 +147,11 @@ class SyncLoop:
     def limits(self) -> DeviceLimits:
         """Return what holds the device back at this moment; safe in any thread."""
         held_by = self._passage.held_by or (BUDGET if self._lacks_budget else None)
-        waiting = self._spool.unsent_captures
+        held = {held_by: self._spool.unsent_captures} if held_by else {}
+        held[UNREADABLE] = self._spool.unreadable_captures
         clock = self._clock.state()
         return DeviceLimits(
-            held_back={held_by: waiting} if held_by and waiting else {},
+            held_back={reason: count for reason, count in held.items() if count},
             reserve_ready=self._has_reserve,
             clock_offset_s=clock.offset_s,
             clock_uncertainty_s=clock.uncertainty_s,
@@ -279,6 +286,8 @@ class SyncLoop:
                 self._sent_s = self._monotonic()
             if outcome is Outcome.NO_BUDGET:
                 self._lacks_budget = True
+            if outcome is Outcome.UNREAD:
+                self._report.count_error(SpoolUnavailableError.__name__)
             if outcome in {Outcome.NO_BUDGET, Outcome.STOPPED}:
                 return
             self._attempt("heartbeat", lambda: self._heartbeat(now))

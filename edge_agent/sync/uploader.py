@@ -12,6 +12,7 @@ from typing import Final
 from curate.contracts import paths
 from curate.errors import BlobRefusedError
 from edge_agent.backoff import BackoffPolicy, decide_wait_s
+from edge_agent.errors import SpoolUnavailableError
 from edge_agent.spool.files import Batch
 from edge_agent.spool.spool import Spool
 from edge_agent.sync.bandwidth import Passage
@@ -20,6 +21,8 @@ from edge_agent.sync.uplink import Uplink
 log = logging.getLogger(__name__)
 
 REFUSALS_BEFORE_GIVING_UP: Final = 3
+READS_BEFORE_RELEASE: Final = 3
+"""A batch of which something cannot be read so often in a row is dissolved, so that it holds up no other."""
 
 
 class Outcome(Enum):
@@ -28,6 +31,8 @@ class Outcome(Enum):
     SENT = "sent"
     RESTS = "rests"
     """Something of it was refused and is tried again later, or was given up just now."""
+    UNREAD = "unread"
+    """Something of it cannot be read at present; the rest of it and the others go on."""
     NO_BUDGET = "no budget"
     STOPPED = "stopped"
 
@@ -68,6 +73,8 @@ class Uploader:
         self._rests_until_s: dict[str, float] = {}
         self._refusals: dict[str, dict[str, _Refusal]] = {}
         """By batch, then by key: what is evicted meanwhile is forgotten with its batch."""
+        self._unread: dict[str, int] = {}
+        """By batch: how often in a row something of it could not be read."""
 
     def due(self, passage: Passage) -> list[Batch]:
         """Return the batches that may go now: those the bucket took long ago and nobody acknowledged, then those it
@@ -81,6 +88,7 @@ class Uploader:
         self._sent_at_s = {name: self._sent_at_s.get(name, now_s) for name in waiting}
         self._sent_blobs = {name: sent for name, sent in self._sent_blobs.items() if name in waiting}
         self._refusals = {name: refusals for name, refusals in self._refusals.items() if name in waiting}
+        self._unread = {name: failures for name, failures in self._unread.items() if name in waiting}
         self._rests_until_s = {name: s for name, s in self._rests_until_s.items() if name in waiting and s > now_s}
         overdue_s = now_s - self._resend_after_s
         old = [b for name, b in waiting.items() if name not in outstanding and self._sent_at_s[name] <= overdue_s]
@@ -97,19 +105,22 @@ class Uploader:
 
         Raises:
             StorageError: the link failed, or the bucket refuses everything alike.
-            SpoolUnavailableError: the disk refused.
+            SpoolUnavailableError: the disk refused to note it.
         """
         outcomes = set()
         for sequence in batch.captures:
             if is_stopped():
                 return Outcome.STOPPED
             outcomes.add(outcome := self._send_blob(batch, sequence))
-            if outcome is Outcome.NO_BUDGET:
+            if outcome in {Outcome.NO_BUDGET, Outcome.UNREAD}:
                 return outcome
         return Outcome.RESTS if Outcome.RESTS in outcomes else self._send_record(batch)
 
     def _send_blob(self, batch: Batch, sequence: int) -> Outcome:
-        capture = self._spool.load_capture(sequence)
+        try:
+            capture = self._spool.load_capture(sequence)
+        except SpoolUnavailableError:
+            return self._rest_unread(batch)
         if capture is None:
             return Outcome.SENT
         record, jpeg = capture
@@ -126,7 +137,11 @@ class Uploader:
         return outcome
 
     def _send_record(self, batch: Batch) -> Outcome:
-        record = self._spool.load_batch_record(batch)
+        try:
+            record = self._spool.load_batch_record(batch)
+        except SpoolUnavailableError:
+            return self._rest_unread(batch)
+        self._unread.pop(batch.name, None)
         if record is None:
             return Outcome.SENT
         key = paths.inbox_key(self._spool.device_id, batch.boot_id, batch.sequence)
@@ -136,6 +151,15 @@ class Uploader:
             self._sent_blobs.pop(batch.name, None)
             self._spool.mark_uploaded(batch)
         return outcome
+
+    def _rest_unread(self, batch: Batch) -> Outcome:
+        """Try a batch of which something cannot be read again later; after some tries what it names goes with others,
+        without what is still not to be had."""
+        failures = self._unread[batch.name] = self._unread.get(batch.name, 0) + 1
+        self._rests_until_s[batch.name] = self._monotonic() + self._rng.uniform(0.5, 1.0) * self._backoff.poison_s
+        if failures >= READS_BEFORE_RELEASE:
+            self._spool.release_batch(batch)
+        return Outcome.UNREAD
 
     def _put(self, batch: Batch, key: str, data: bytes, content_type: str, give_up: Callable[[str], None]) -> Outcome:
         """Send one object. Refused for what it is, it rests; refused again and again while others pass, it is given

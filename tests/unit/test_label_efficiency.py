@@ -174,7 +174,13 @@ def test_a_method_is_held_against_random_on_the_seeds_that_both_ran() -> None:
     """A method with fewer seeds is paired with those of random; one without any has no figures."""
     rng = np.random.default_rng(0)
     records = [
-        {"set": "race", "world": "digits", "method": method, "seed": seed, "accuracy": list(rng.random(19))}
+        {
+            "set": "race",
+            "world": "digits",
+            "method": method,
+            "seed": seed,
+            "accuracy": rng.random(len(label_race.BUDGETS)).tolist(),
+        }
         for method, seeds in ((label_choosers.DEFAULT, (1, 2, 7)), (label_choosers.RANDOM, (0, 1, 2)))
         for seed in seeds
     ]
@@ -194,18 +200,10 @@ def test_one_command_races_writes_and_goes_on_where_it_stopped(tmp_path: Path) -
     """The command fills the document and plots; run again, it measures nothing anew."""
     page, results = tmp_path / "labels.md", tmp_path / "labels.jsonl"
     page.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
-    arguments = [
-        "race",
-        "--worlds",
-        "digits",
-        "--seeds",
-        "2",
-        "--methods",
-        label_choosers.DEFAULT,
-        label_choosers.RANDOM,
-    ]
+    arguments = ["race", "--worlds", "digits", "--seeds", "2", "--results", str(results), "--write", str(page)]
+    arguments += ["--methods", label_choosers.DEFAULT, label_choosers.RANDOM]
     for _ in range(2):
-        assert label_efficiency.main([*arguments, "--results", str(results), "--write", str(page)]) == 0
+        assert label_efficiency.main(arguments) == 0
         lines = [json.loads(line) for line in results.read_text().splitlines()]
         assert len(lines) == 4
     text = page.read_text()
