@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 LABELS_FILE = Path(__file__).parents[1] / "plaza_labels.yaml"
 CLIP_FOLDER = "plaza"
-ROUND_RECIPE: Mapping[str, int] = {"epochs": 3, "steps_per_epoch": 20}
+ROUND_RECIPE: Mapping[str, int] = {"epochs": 3, "steps_per_epoch": 40}
 """Short: each round goes on from the last one's model."""
 SEED_PEOPLE = 4
 """The self-made frames are less crowded than the plaza is."""
@@ -76,7 +76,7 @@ class PlazaWorld:
             "labels_file": str(LABELS_FILE),
             "detection_training": {**ROUND_RECIPE, "threads": 1},  # agents and services share the two cores
             "split": {"block_s": 2.0},
-            "selection": {"scene_gap_s": 2.0, "audit_share": 0.25},
+            "selection": {"scene_gap_s": 2.0, "audit_share": 0.6, "half_life_s": self._script.window_s},
             # A dozen audits a round rule out large losses only.
             "gate": {"min_labels": 6, "min_parity": 0.9, "tolerance": 0.12},
             "capture_policy": {
