@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from curate.selection.base import SelectionPolicy
-from label_choosers import OURS, PEERS, UNAUDITED, Chooser, bare, gleaner
+from label_choosers import OURS, PEERS, UNAUDITED, Chooser, gleaner
 from label_poison import measure_poison
 from label_race import run_race
 from label_report import write_report
@@ -48,7 +48,6 @@ ABLATIONS: Final[Choosers] = {
     "no quotas": _without(max_device_share=1),
     "no exploring": _without(explore_share=0),
     "no dismissals": OURS[UNAUDITED],
-    "strategy alone": lambda: gleaner(bare("uherding")),
 }
 POLICIES: Final[Choosers] = {
     "explore_share 0.25": lambda: gleaner(SelectionPolicy(explore_share=0.25)),

@@ -246,11 +246,15 @@ def _cell(pair: Pair | None, tell: Callable[[Pair], str]) -> str:
 
 def _share(pair: Pair) -> str:
     share = pair.share
+    if len(pair.curves) == 1:
+        return _or_more(share.value)
     return f"{_or_more(share.value)} ({_or_more(share.low)} to {_or_more(share.high)})"
 
 
 def _gain(pair: Pair) -> str:
     gain = pair.gain
+    if len(pair.curves) == 1:
+        return f"{100 * gain.value:+.1f}"
     return f"{100 * gain.value:+.1f} ± {50 * (gain.high - gain.low):.1f}"
 
 
@@ -264,6 +268,8 @@ def _or_more(share: float) -> str:
 
 
 def _spread(shares: Sequence[float]) -> str:
+    if len(shares) == 1:
+        return f"{100 * shares[0]:.1f} %"
     return f"{100 * np.mean(shares):.1f} % ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
 
 
