@@ -24,6 +24,7 @@ class _TakesAll(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200)  # with the `Date` of now
+        self.send_header("ETag", '"taken"')
         self.send_header("Content-Length", "0")
         self.end_headers()
 
