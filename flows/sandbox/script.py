@@ -41,7 +41,7 @@ class DemoScript:
     seed_labels: int = 200
     rounds: int = 2
     budget: int = 200
-    fps: float = 45.0
+    fps: float = 30.0
     window_s: float = 45.0
     pool_per_label: int = 4
     kill_pause_s: tuple[float, float] = (6.0, 25.0)
