@@ -130,6 +130,10 @@ class Service:
         self._updater.restore(self._started_at)
         self._sync = self._make_sync_loop()
         self._interfaces = self._make_interfaces()
+        self._threads = self._make_threads()
+
+    def _make_threads(self) -> list[threading.Thread]:
+        """Return a thread for each loop; none runs yet."""
         loops: dict[str, Callable[[threading.Event], None]] = {
             "keeper": self._keeper.run,
             "novelty": self._novelty.run,
@@ -140,7 +144,7 @@ class Service:
         loops |= self._interfaces.loops
         for camera, capture in zip(self._cameras, self._captures, strict=True):
             loops[f"capture {camera.camera_id}"] = capture.run
-        self._threads = [
+        return [
             threading.Thread(
                 target=partial(keep_running, name, run, self._stop, count_error=self._report.count_error),
                 name=name,

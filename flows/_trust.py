@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.catalog.models import IMPORTED, DeviceRow, FeedbackRow, Sample, SampleStatus, SelectionRole
+from curate.catalog.models import IMPORTED, DeviceRow, FeedbackRow, Sample, SampleStatus
 from curate.catalog.splits import assign_groups
 from curate.catalog.verdicts import is_contradicted, score_prediction
 from curate.contracts.prediction import ClassificationPrediction
@@ -152,8 +152,7 @@ def _audited(
     scores: Mapping[str, float | None],
 ) -> list[AuditedAnswer]:
     """What devices answered to the audits among the samples."""
-    rows = [row for each in wired.catalog.rounds() for row in wired.catalog.selection(each.number)]
-    audits = {row.sample_id for row in rows if row.role is SelectionRole.AUDIT}
+    audits = wired.catalog.audited()
     bursts = assign_groups(samples, {}, wired.settings.split.block_s)
     names = wired.settings.labels.class_names
     answers = []

@@ -5,12 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -46,13 +57,9 @@ def bench_select(
     from flows.bench_selection import run_selection_bench  # noqa: PLC0415 (loads numpy)
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with (
-        tempfile.TemporaryDirectory(dir=folder) as scratch,
-        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
-    ):
-        task = bar.add_task("start", total=None)
+    with _scratch_and_bar(folder, *columns) as (scratch, bar, task):
         bench = run_selection_bench(
-            Path(scratch),
+            scratch,
             rows,
             dim,
             budget,
@@ -90,13 +97,9 @@ def bench_catalog(
     from flows.bench_catalog import run_catalog_bench  # noqa: PLC0415 (loads numpy)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with (
-        tempfile.TemporaryDirectory(dir=folder) as scratch,
-        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
-    ):
-        task = bar.add_task("start", total=None)
+    with _scratch_and_bar(folder, *columns) as (scratch, bar, task):
         bench = run_catalog_bench(
-            Path(scratch),
+            scratch,
             records,
             embeddings,
             dim,
@@ -113,6 +116,16 @@ def bench_catalog(
         typer.echo(json.dumps(dataclasses.asdict(bench) | rates))
     else:
         Console().print(_catalog_table(bench))
+
+
+@contextmanager
+def _scratch_and_bar(folder: Path | None, *columns: ProgressColumn) -> Iterator[tuple[Path, Progress, TaskID]]:
+    """Lend a folder that goes again, and a bar on standard error with one task."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+    ):
+        yield Path(scratch), bar, bar.add_task("start", total=None)
 
 
 def _catalog_table(bench: CatalogBench) -> Table:

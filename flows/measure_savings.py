@@ -158,5 +158,4 @@ def _models_until(wired: Services, round_number: int) -> list[ModelRow]:
 
 
 def _explored(wired: Services) -> frozenset[str]:
-    rows = (row for each in wired.catalog.rounds() for row in wired.catalog.selection(each.number))
-    return frozenset(row.sample_id for row in rows if row.explored)
+    return frozenset(row.sample_id for row in wired.catalog.selections() if row.explored)

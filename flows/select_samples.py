@@ -104,15 +104,14 @@ def gather_candidates(wired: Services, incumbent: ModelRow, trust: FleetTrust) -
     views = see_samples(wired, incumbent, [*asked, *free])
     pooled = slice(len(asked), None)
     groups = assign_groups([*asked, *free], {}, wired.settings.split.block_s)
-    rows = [row for each in wired.catalog.rounds() for row in wired.catalog.selection(each.number)]
-    audits = {row.sample_id for row in rows if row.role is SelectionRole.AUDIT}
+    audits = wired.catalog.audited()
     labelled = LabelledSet(
         ids=tuple(sample.sample_id for sample in asked),
         embeddings=views.embeddings[: len(asked)],
         groups=tuple(groups[sample.sample_id] for sample in asked),
         held_out=np.array([sample.sample_id in audits for sample in asked], np.bool_),
         cameras=tuple(sample.camera_id for sample in asked),
-        captured_s=_seconds(asked),
+        captured_s=capture_seconds(asked),
         classes=label_classes(wired, asked),
     )
     pool = CandidatePool(
@@ -126,7 +125,7 @@ def gather_candidates(wired: Services, incumbent: ModelRow, trust: FleetTrust) -
         groups=tuple(groups[sample.sample_id] for sample in free),
         random_probability=np.array([_auditable(sample, incumbent) for sample in free], np.float64),
         feedback=trust.evidence(free),
-        captured_s=_seconds(free),
+        captured_s=capture_seconds(free),
         disagreement=_disagreement(free, incumbent),
         sites=trust.sites(free),
         probation=trust.probation(free),
@@ -182,7 +181,8 @@ def _disagreement(samples: Sequence[Sample], incumbent: ModelRow) -> NDArray[np.
     return None if all(value is None for value in told) else np.array(told, np.float64)
 
 
-def _seconds(samples: Sequence[Sample]) -> NDArray[np.float64]:
+def capture_seconds(samples: Sequence[Sample]) -> NDArray[np.float64]:
+    """Return when each was captured, float64 [N] seconds since 1970."""
     return np.array([sample.captured_at.timestamp() for sample in samples], np.float64)
 
 

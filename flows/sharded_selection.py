@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.catalog.columns import EVERYTHING, IdRange, SampleColumns
-from curate.catalog.models import ModelRow, Sample, SampleStatus, SelectionRole
+from curate.catalog.models import ModelRow, Sample, SampleStatus
 from curate.errors import CatalogError, ConfigError, SelectionError
 from curate.selection.base import CandidatePool, LabelledSet, Progress, Selection, annotation_cost, tell_nobody
 from curate.selection.exchange import concatenate
@@ -24,7 +24,7 @@ from curate.selection.sharded import select_sharded
 from flows._trust import FleetTrust, Sent, read_trust
 from flows._views import see_samples
 from flows._wiring import Services, services
-from flows.select_samples import DISAGREEMENT, label_classes
+from flows.select_samples import DISAGREEMENT, capture_seconds, label_classes
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -180,7 +180,7 @@ class CatalogPool:
         if views.probabilities is None:
             raise SelectionError("only classifiers' pools can be sharded so far", hint="unset scale.dask_scheduler")
         devices, cameras = (tuple(getattr(each, name) for each in samples) for name in ("device_id", "camera_id"))
-        captured_s = np.array([each.captured_at.timestamp() for each in samples], np.float64)
+        captured_s = capture_seconds(samples)
         return CandidatePool(
             ids=tuple(each.sample_id for each in samples),
             embeddings=views.embeddings.astype(np.float16),
@@ -220,9 +220,8 @@ def block_name(device: str, camera: str, block: float) -> str:
 def gather_labelled(wired: Services, incumbent: ModelRow) -> LabelledSet:
     """Return everything that was asked, seen through the incumbent; it fits into one process."""
     asked = wired.catalog.samples(status=(SampleStatus.LABELLED, SampleStatus.QUEUED))
-    rows = [row for each in wired.catalog.rounds() for row in wired.catalog.selection(each.number)]
-    audits = {row.sample_id for row in rows if row.role is SelectionRole.AUDIT}
-    captured_s = np.array([each.captured_at.timestamp() for each in asked], np.float64)
+    audits = wired.catalog.audited()
+    captured_s = capture_seconds(asked)
     blocks = (captured_s // wired.settings.split.block_s).tolist()
     return LabelledSet(
         ids=tuple(each.sample_id for each in asked),

@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 from prefect import flow, get_run_logger
 
-from curate.annotation.agreement import consensus_of
 from curate.catalog.label_kinds import SCALE_LABEL
 from curate.catalog.models import (
-    AnnotationRow,
     DatasetItem,
     DatasetVersion,
     ModelRow,
@@ -34,6 +32,7 @@ from curate.training.loop import EpochReport
 from curate.training.tasks import TrainedModel, task_of
 from flows._blobs import fetch_model_file, put_model_file
 from flows._frames import fetch_frames
+from flows._labels import agreed_labels
 from flows._stage import stage_task
 from flows._views import see_samples
 from flows._wiring import Services, services
@@ -177,18 +176,14 @@ def require_dataset(wired: Services, version: str) -> DatasetVersion:
 def _labelled_samples(wired: Services) -> list[LabelledSample]:
     """Every labelled sample with the label people settled on; imported ones teach, as nothing was drawn at random."""
     samples = wired.catalog.samples(status=SampleStatus.LABELLED)
-    chosen = {row.sample_id: row for each in wired.catalog.rounds() for row in wired.catalog.selection(each.number)}
-    answers: dict[str, list[AnnotationRow]] = {}
-    for answer in wired.catalog.annotations():
-        answers.setdefault(answer.sample_id, []).append(answer)
-    labelled, consensus = [], consensus_of(wired.settings.labels)
+    chosen = {row.sample_id: row for row in wired.catalog.selections()}
+    labels, labelled = agreed_labels(wired), []
     for sample in samples:
-        agreed = consensus(answers.get(sample.sample_id, []))
         row = chosen.get(sample.sample_id)
-        if agreed is not None:
+        if sample.sample_id in labels:
             role = row.role if row is not None else SelectionRole.ACTIVE
             probability = row.inclusion_probability if row is not None else None
-            labelled.append(LabelledSample(sample, role, agreed.label, probability))
+            labelled.append(LabelledSample(sample, role, labels[sample.sample_id], probability))
     return labelled
 
 

@@ -101,6 +101,17 @@ class Ledger:
         with self._database.read() as connection:
             return _fetch_selection(connection, round_number)
 
+    def selections(self) -> list[SelectedRow]:
+        """What all rounds chose, by round and rank."""
+        columns = tables.selections.c
+        query = select(tables.selections).order_by(columns.round_number, columns.rank)
+        with self._database.read() as connection:
+            return [_selected_of_row(row) for row in connection.execute(query)]
+
+    def audited(self) -> set[str]:
+        """Samples that any round chose as audits: nothing is ever taught with them."""
+        return {row.sample_id for row in self.selections() if row.role is SelectionRole.AUDIT}
+
     def selected(self, sample_id: str) -> SelectedRow | None:
         """Why a sample was chosen, None when it never was; none is chosen twice."""
         with self._database.read() as connection:

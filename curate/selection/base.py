@@ -224,6 +224,11 @@ class CandidatePool:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_newcomers(self) -> bool:
+        """Whether any capture is of a device on probation."""
+        return self.probation is not None and bool(self.probation.any())
+
     def take(self, rows: Sequence[int] | IntArray) -> CandidatePool:
         """Return the pool of the given rows, in the given order. Copies their embeddings."""
         index = np.asarray(rows, dtype=np.int64)

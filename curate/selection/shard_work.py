@@ -146,7 +146,7 @@ def survey_part(job: Job, shards: ShardMap, numbered: tuple[int, Any]) -> Survey
         chances=may_be_audited.random_probability,
         costs=_costs(may_be_audited, job.policy),
         rejected=tuple(RejectedSample(pool.ids[row], why) for row, why in faults.items()),
-        on_probation=sound.probation is not None and bool(sound.probation.any()),
+        on_probation=sound.has_newcomers,
     )
 
 

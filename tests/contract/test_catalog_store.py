@@ -417,6 +417,18 @@ def test_facts_nobody_knows_are_null(catalog: Catalog) -> None:
     assert catalog.rounds()[0].facts == {"train": {"nan": None, "l": [None, 1]}}
 
 
+def test_all_selections_come_by_round_and_rank_and_audits_are_known(catalog: Catalog) -> None:
+    """What teaches and what never may is told over all rounds at once."""
+    ids = _fill(catalog, 4)
+    assert (catalog.selections(), catalog.audited()) == ([], set())
+    _select(catalog, [ids[2], ids[0]])
+    catalog.open_round(2, budget=1, seed=0, now=NOW)
+    audit = SelectedRow(2, ids[1], 0, SelectionRole.AUDIT, 0.0, 0.5, ("audited",), 1, 1)
+    catalog.save_selection(2, [audit])
+    assert catalog.selections() == [*catalog.selection(1), audit]
+    assert catalog.audited() == {ids[1], *(row.sample_id for row in catalog.selection(1) if row.role is audit.role)}
+
+
 def test_a_selection_queues_samples_and_plans_tasks(catalog: Catalog) -> None:
     """In one step the samples leave the pool, the choice is explained and every sample has one planned task."""
     ids = _fill(catalog, 4)
