@@ -57,7 +57,7 @@ format: $(APP_STAMP) ## Rewrite the code in the project's style
 
 .PHONY: test
 test: install servers ## Run the tests, against real services
-	@$(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
+	@$(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 
 .PHONY: test-agent
 test-agent: venv-module ## Install only the agent, from its wheel, and run its tests there

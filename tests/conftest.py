@@ -41,6 +41,11 @@ DEVICE_BUCKET = "device-bucket"
 """The bucket where `S3Server.as_device` has rights, only under its own prefixes."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole loop takes longest, so it starts first: of several processes none waits for it at the end."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """The tiny classifier as release r-1, loaded."""

@@ -61,7 +61,9 @@ class DemoRun:
             with Chaos(self.root, self.script, self.timeline.note):
                 for number in range(1, self.script.rounds + 1):
                     self._window(number, wired)
+                    self.world.take_every(self._field, self.script.round_frame_step)
                     self._round(number)
+                    self.world.take_every(self._field, 1)
                 self._last_window(wired)
             self._close_field(supervisor)
             self._drain(wired)
@@ -215,7 +217,7 @@ def cloud_config(stack: Stack, script: DemoScript, world: DemoWorld) -> dict[str
         },
         "label_studio": label_studio_config(stack),
         "round": {"budget": script.budget, "seed": script.seed, "wait_for_labels_s": 240},
-        "schedule": {"ingest_s": 30, "collect_s": 300, "supervise_s": 120},
+        "schedule": {"ingest_s": 60, "collect_s": 300, "supervise_s": 120},
         **world.cloud_config(),
     }
 

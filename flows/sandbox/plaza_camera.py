@@ -2,7 +2,7 @@
 
 `http://127.0.0.1:<port>/<camera>.mjpg` plays the field part of the clip over and over at its own rate, from a place of
 its own for each camera. Like a real camera it does not wait: who reads too slowly misses frames. A control file says
-which cameras are at dusk, and whether all of them have stalled.
+which cameras are at dusk, and whether they send every frame or only every so-many-th.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PlazaControl(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dusk: tuple[str, ...] = ()
-    paused: bool = False
+    frame_step: int = Field(default=1, ge=1)
 
 
 def camera_address(port: int, camera_id: str) -> str:
@@ -99,16 +99,17 @@ class Broadcast:
         """How many frames every camera has shown until this moment of the monotonic clock."""
         return int((now_s - self._started_s) * self._config.fps)
 
+    def next_position(self, shown: int, now_s: float) -> int:
+        """Which frame comes after the one just shown; what fell due meanwhile is missed."""
+        return max(shown + self.control.frame_step, self.position(now_s))
+
     def due_s(self, position: int) -> float:
         """When that frame is shown."""
         return self._started_s + position / self._config.fps
 
-    def picture(self, camera_id: str, position: int) -> bytes | None:
-        """Return a camera's JPEG at that position, None while the cameras stall."""
-        control = self.control
-        if control.paused:
-            return None
-        condition: Condition = "dusk" if camera_id in control.dusk else "day"
+    def picture(self, camera_id: str, position: int) -> bytes:
+        """Return a camera's JPEG at that position."""
+        condition: Condition = "dusk" if camera_id in self.control.dusk else "day"
         return self._reel.picture(position + self._config.cameras[camera_id], condition)
 
 
@@ -147,10 +148,9 @@ class _Stream(BaseHTTPRequestHandler):
         position = broadcast.position(time.monotonic())
         while not stopping.wait(max(0.0, broadcast.due_s(position) - time.monotonic())):
             picture = broadcast.picture(camera_id, position)
-            if picture is not None:
-                head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-                self.wfile.write(head.encode() + picture + b"\r\n")
-            position = max(position + 1, broadcast.position(time.monotonic()))
+            head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+            self.wfile.write(head.encode() + picture + b"\r\n")
+            position = broadcast.next_position(position, time.monotonic())
 
     def log_message(self, format: str, *args: object) -> None:
         _log.debug(format, *args)

@@ -119,9 +119,12 @@ class WorldConfig(_Model):
 
 
 class WorldControl(_Model):
-    """What the driver decides while the world runs: from which frame on a camera's world is at dusk."""
+    """What the driver decides while the world runs: from which frame on a camera's world is at dusk, and whether the
+    cameras take every frame or only every `frame_step`-th. What they see goes on at the same pace.
+    """
 
     drift_from_frame: Mapping[str, int] = Field(default_factory=dict)
+    frame_step: int = Field(default=1, ge=1)
 
 
 class Burst(NamedTuple):

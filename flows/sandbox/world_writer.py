@@ -69,13 +69,15 @@ class FrameFolder:
         """Whether somebody put a file named `STOP` here."""
         return (self._folder / STOP_FILE).exists()
 
-    def append(self, image: Image.Image) -> None:
-        """Write the next frame and forget the one that is too old."""
+    def append(self, image: Image.Image, step: int = 1) -> None:
+        """Write the next frame, pass over the `step` - 1 after it and forget those that are too old."""
         fresh = self._folder / ".next-frame"
         image.save(fresh, format="PNG", compress_level=1)
         fresh.replace(self._folder / _name(self.next_index))
-        (self._folder / _name(self.next_index - self._keep_frames)).unlink(missing_ok=True)
-        self.next_index += 1
+        oldest = self.next_index - self._keep_frames
+        self.next_index += step
+        for index in range(oldest, oldest + step):
+            (self._folder / _name(index)).unlink(missing_ok=True)
 
 
 def newest_frame(folder: Path) -> int | None:
@@ -96,9 +98,8 @@ def schedule_dusk(config: WriterConfig, camera_id: str) -> int:
         return known
     newest = newest_frame(config.folders[camera_id])
     first = (0 if newest is None else newest + 1) + math.ceil(_DUSK_LEAD_S * config.fps)
-    persist_control_file(
-        config.control_file, WorldControl(drift_from_frame={**control.drift_from_frame, camera_id: first})
-    )
+    dusk = {**control.drift_from_frame, camera_id: first}
+    persist_control_file(config.control_file, control.model_copy(update={"drift_from_frame": dusk}))
     return first
 
 
@@ -109,16 +110,17 @@ def run_cameras(config: WriterConfig, data: FashionMnist, stopping: threading.Ev
     """
     lenses = [_Lens(config, camera_id, data) for camera_id in config.folders]
     due_s = control_due_s = time.monotonic()
+    control = WorldControl()
     while lenses and not stopping.wait(max(0.0, due_s - time.monotonic())):
         now_s = time.monotonic()
         if now_s >= control_due_s:
-            _follow_control(config, lenses)
+            control = _follow_control(config, control, lenses)
             control_due_s = now_s + _CONTROL_PERIOD_S
         for lens in lenses:
-            lens.show_next()
+            lens.show_next(control.frame_step)
         lenses = [lens for lens in lenses if not lens.finished()]
         late_s = now_s - due_s
-        due_s = (now_s if late_s > _MAX_LAG_S else due_s) + 1.0 / config.fps
+        due_s = (now_s if late_s > _MAX_LAG_S else due_s) + control.frame_step / config.fps
 
 
 class _Lens:
@@ -130,26 +132,27 @@ class _Lens:
         self.folder = FrameFolder(config.folders[camera_id], config.keep_frames)
         self._max_frames = math.inf if config.max_frames is None else config.max_frames
 
-    def show_next(self) -> None:
+    def show_next(self, step: int) -> None:
         if not self.finished():
-            self.folder.append(Image.fromarray(self.world.frame(self.folder.next_index).image))
+            self.folder.append(Image.fromarray(self.world.frame(self.folder.next_index).image), step)
 
     def finished(self) -> bool:
         return self.folder.next_index >= self._max_frames or self.folder.stopped()
 
 
-def _follow_control(config: WriterConfig, lenses: list[_Lens]) -> None:
+def _follow_control(config: WriterConfig, followed: WorldControl, lenses: list[_Lens]) -> WorldControl:
     try:
         control = load_control_file(config.control_file, WorldControl)
     except ConfigError as exc:
         _log.error("keeping the last control: %s", exc)
-        return
+        return followed
     for lens in lenses:
         first = drift_frame(config.world, lens.camera_id, control)
         if first == lens.world.drift_from_frame:
             continue
         lens.world.drift_from_frame = first
         _log.info("%s is at dusk from frame %s", lens.camera_id, first)
+    return control
 
 
 def _indices(folder: Path) -> list[int]:

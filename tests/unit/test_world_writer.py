@@ -105,6 +105,19 @@ def test_dusk_falls_at_the_frame_of_the_control_file(tmp_path: Path, data: Fashi
     assert all(np.array_equal(_shown(tmp_path / "three", i), world.frame(i).image) for i in range(30))
 
 
+def test_every_third_frame_only(tmp_path: Path, data: FashionMnist) -> None:
+    """Frames that are passed over keep their numbers, the others show what they always show, old files still go."""
+    config = _config(tmp_path, keep_frames=12)
+    persist_control_file(config.control_file, WorldControl(frame_step=3, drift_from_frame={"cam-3": 20}))
+    run_cameras(config, data, threading.Event())
+    world = CameraWorld(config.world, "cam-3", data)
+    world.drift_from_frame = 20
+    assert _indices(tmp_path / "three") == _indices(tmp_path / "one") == [18, 21, 24, 27]
+    assert all(np.array_equal(_shown(tmp_path / "three", i), world.frame(i).image) for i in (18, 21, 24, 27))
+    schedule_dusk(config, "cam-3")
+    assert load_control_file(config.control_file, WorldControl).frame_step == 3
+
+
 def test_dusk_while_running_agrees_with_truth(tmp_path: Path, data: FashionMnist) -> None:
     """Dusk scheduled while the writer runs falls in the future: every file shows what the control file says of it."""
     config = _config(tmp_path, fps=100.0, max_frames=380)

@@ -149,6 +149,9 @@ class DemoWorld(Protocol):
     def let_dusk_fall(self, field: Field) -> Json:
         """Let dusk fall on the drift camera within seconds; return what the timeline should know about it."""
 
+    def take_every(self, field: Field, step: int) -> None:
+        """Let the cameras take every `step`-th frame only; what they look at goes on at the same pace."""
+
     def dusk_began(self, sightings: Sequence[Sighting], drift: Json) -> datetime | None:
         """Return when people first saw the drift camera at dusk, given the timeline's event."""
 

@@ -19,8 +19,9 @@ from flows.sandbox.fleet import AgentSite
 from flows.sandbox.heldout import RoundFacts
 from flows.sandbox.journal import ACCURACY, Sighting
 from flows.sandbox.script import DemoScript
+from flows.sandbox.simulator import load_control_file, persist_control_file
 from flows.sandbox.world import seed_samples
-from flows.sandbox.world_schedule import Schedule, WorldConfig
+from flows.sandbox.world_schedule import Schedule, WorldConfig, WorldControl
 from flows.sandbox.world_writer import WriterConfig, schedule_dusk
 from flows.sandbox.worlds.base import Exam, Field, Json, Simulator
 
@@ -69,9 +70,16 @@ class FashionWorld:
         longest_burst_s = self.world.max_burst_frames / self._script.fps
         return {
             "labels_file": str(LABELS_FILE),
-            "training": {"threads": 1},  # agents and services share the two cores
+            "training": {"network": {"standardise": True}},  # dusk falls
             "split": {"block_s": longest_burst_s},
-            "selection": {"scene_gap_s": 1.2 * longest_burst_s, "half_life_s": self._script.window_s},
+            # What a camera saw within a burst's length is one scene although it hardly looks alike, and a busy machine
+            # shows frames late.
+            "selection": {
+                "scene_gap_s": 1.5 * longest_burst_s,
+                "scene_cosine": 0.25,
+                "half_life_s": self._script.window_s,
+            },
+            "gate": {"tolerance": 0.1},  # sixty audits a round do not rule out less
             "capture_policy": {"version": "demo", "random_probability": 0.06, "uncertain_budget_fraction": 0.05},
         }
 
@@ -114,6 +122,11 @@ class FashionWorld:
     def let_dusk_fall(self, field: Field) -> Json:
         """Say from which frame on."""
         return {"frame": schedule_dusk(self._writer(field), self.drift_camera)}
+
+    def take_every(self, field: Field, step: int) -> None:
+        """Frames keep their numbers."""
+        control = load_control_file(field.control_file, WorldControl)
+        persist_control_file(field.control_file, control.model_copy(update={"frame_step": step}))
 
     def dusk_began(self, sightings: Sequence[Sighting], drift: Json) -> datetime | None:
         """Go by the frame number."""

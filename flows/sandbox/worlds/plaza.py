@@ -147,6 +147,11 @@ class PlazaWorld:
         persist_control_file(field.control_file, control.model_copy(update={"dusk": dusk}))
         return {}
 
+    def take_every(self, field: Field, step: int) -> None:
+        """The clip goes on."""
+        control = load_control_file(field.control_file, PlazaControl)
+        persist_control_file(field.control_file, control.model_copy(update={"frame_step": step}))
+
     def dusk_began(self, sightings: Sequence[Sighting], drift: Json) -> datetime | None:  # noqa: ARG002
         """Go by what was seen."""
         scenes = ((s.at, Scene.parse(s.scene)) for s in sightings if s.camera_id == self.drift_camera and s.scene)

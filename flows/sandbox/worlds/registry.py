@@ -35,7 +35,7 @@ def _load_plaza(script: DemoScript, cache: Path) -> DemoWorld:
 WORLDS: Mapping[str, WorldEntry] = {
     "fashion": WorldEntry(DemoScript(world="fashion"), _load_fashion),
     "plaza": WorldEntry(
-        DemoScript(world="plaza", seed_labels=100, budget=30, fps=10.0, window_s=50.0, pool_per_label=4), _load_plaza
+        DemoScript(world="plaza", seed_labels=100, budget=30, fps=10.0, round_frame_step=3, window_s=50.0), _load_plaza
     ),
 }
 
