@@ -51,19 +51,31 @@ def pick_active(
     allowed: BoolArray,
     policy: SelectionPolicy,
     budget: float,
+    explored: float,
     rng: np.random.Generator,
     progress: Progress,
 ) -> list[ActivePick]:
-    """Pick distinct sights by the policy's strategy; if they run out, fill with what is left, most uncertain first."""
+    """Pick distinct sights: `explored` of the budget at random, the rest by the policy's strategy.
+
+    If sights run out, fill with what is left, most uncertain first.
+    """
     if budget <= ROUNDING or not allowed.any():
         return []
     overview = _overview(sights, policy)
     share = _Share(sights, overview, _label_counts(labelled, overview.probabilities), policy, rng, progress)
     fresh = allowed & (sights.nearest_training < policy.duplicate_cosine)
-    picks = _pick_both(share, fresh, budget)
+    picks = _pick_both(share, fresh, budget, explored)
     unheld = fresh & ~_on_probation(sights, policy)
     ran_out = len(picks) >= min(len(np.unique(sights.cluster[unheld])), _max_candidates(share, budget))
     return [*picks, *_fill_in(share, allowed, picks, budget)] if ran_out else picks
+
+
+def size_exploration(policy: SelectionPolicy, budget: float, captures: int, arm_captures: int) -> float:
+    """Return how much of the budget is drawn at random, given how many captures the random arm kept.
+
+    Chance corrects a pool that leans towards the model's mistakes. A pool that leans nowhere needs no correction.
+    """
+    return float(round(policy.explore_share * (1.0 - arm_captures / max(1, captures)) * budget))
 
 
 def total_cost(sights: Sights, picks: Sequence[ActivePick]) -> float:
@@ -130,7 +142,7 @@ def _recency(sights: Sights, half_life_s: float | None) -> Float64Array:
     return weights
 
 
-def _pick_both(share: _Share, fresh: BoolArray, budget: float) -> list[ActivePick]:
+def _pick_both(share: _Share, fresh: BoolArray, budget: float, explored: float) -> list[ActivePick]:
     """Pick by the policy's strategy, and a share at random: what a young model is sure of is not what it knows.
 
     The random share comes from what the random arm kept lately. Everything else in the pool is there because the model
@@ -138,7 +150,6 @@ def _pick_both(share: _Share, fresh: BoolArray, budget: float) -> list[ActivePic
     Only when those have run out, any distinct sight will do.
     """
     sights = share.sights
-    explored = round(share.policy.explore_share * budget)
     picks = _pick_sights(share, _representatives(share, fresh), budget - explored, _allowance(share, budget - explored))
     chance = replace(share, policy=share.policy.model_copy(update={"strategy": "random"}))
     drawn: list[ActivePick] = []
@@ -239,7 +250,8 @@ def _label_counts(labelled: LabelledSet, probabilities: Float32Array | None) -> 
 def _quotas(share: _Share, askable: IntArray, rows: IntArray, budget: float) -> tuple[Quota, ...]:
     """Return the quotas that the policy sets; the last gives way first."""
     policy, sights, probabilities = share.policy, share.sights, share.overview.probabilities
-    parts: list[tuple[str, float, IntArray]] = [("device", policy.max_device_share, sights.devices[rows])]
+    most_of_device = policy.device_share(len(np.unique(sights.devices)))
+    parts: list[tuple[str, float, IntArray]] = [("device", most_of_device, sights.devices[rows])]
     if policy.max_site_share < 1 and sights.pool.sites is not None:
         parts.insert(0, ("site", policy.max_site_share, sights.pool.sites[rows]))
     if policy.max_class_share < 1 and probabilities is not None:

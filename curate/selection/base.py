@@ -69,7 +69,10 @@ class SelectionPolicy(BaseModel):
         default=0.3, ge=0, le=1, description="Share of the budget spent on uniformly random captures, kept held out."
     )
     explore_share: float = Field(
-        default=0.5, ge=0, le=1, description="Share of the active budget drawn at random from the random arm."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the active budget drawn at random, times the share of captures that no random arm kept.",
     )
     burst_duplicate_cosine: float = Field(
         default=0.9, gt=0, le=1, description="Two captures of one group at least this similar are one sight."
@@ -83,8 +86,12 @@ class SelectionPolicy(BaseModel):
     scene_cosine: float = Field(
         default=0.6, gt=0, le=1, description="From this similarity on they do, and stay on one side of a split."
     )
-    max_device_share: float = Field(
-        default=0.6, gt=0, le=1, description="Largest share of the active budget that one device may take."
+    max_device_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Largest share of the active budget that one device may take. Null: three equal shares, at least"
+        " a tenth and at most six tenths.",
     )
     max_site_share: float = Field(
         default=1.0,
@@ -155,6 +162,12 @@ class SelectionPolicy(BaseModel):
         if self.budget_unit == "minutes" and self.seconds_per_image <= 0:
             raise ValueError("seconds_per_image must be positive when the budget counts minutes")
         return self
+
+    def device_share(self, devices: int) -> float:
+        """Return the largest share of the active budget that one of so many devices may take."""
+        if self.max_device_share is not None:
+            return self.max_device_share
+        return min(0.6, max(0.1, 3.0 / max(1, devices)))
 
     def digest(self) -> str:
         """Return the SHA-256 (hex) of the policy's canonical JSON."""

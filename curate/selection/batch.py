@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from curate.errors import SelectionError
-from curate.selection.active import pick_active, total_cost
+from curate.selection.active import pick_active, size_exploration, total_cost
 from curate.selection.audit import draw_audit, size_audit
 from curate.selection.base import (
     BoolArray,
@@ -71,7 +71,8 @@ def select_batch(
     progress("keep clear of tests")
     allowed = allowed_rows(sights, labelled, [draw.row for draw in audit], policy)
     active_budget = budget - float(sights.cost[[draw.row for draw in audit]].sum())
-    active = pick_active(sights, labelled, allowed, policy, active_budget, active_rng, progress)
+    explored = size_exploration(policy, active_budget, len(rows), int(eligible.sum()))
+    active = pick_active(sights, labelled, allowed, policy, active_budget, explored, active_rng, progress)
     left = active_budget - total_cost(sights, active)
     progress("explain")
     return Selection(

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from curate.errors import SelectionError
 from curate.selection.balance import allocate
@@ -127,6 +126,8 @@ def _codebook(features: Float64Array, size: int, seed: int) -> Float64Array:
         return np.asarray(distinct, np.float64)
     if len(ordered) > MAX_FIT_BOXES:
         ordered = ordered[np.random.default_rng(seed).choice(len(ordered), MAX_FIT_BOXES, replace=False)]
+    from sklearn.cluster import KMeans  # noqa: PLC0415 (takes seconds to load, and most pools hold no boxes)
+
     return np.asarray(KMeans(size, n_init=1, max_iter=50, random_state=seed).fit(ordered).cluster_centers_, np.float64)
 
 

@@ -167,11 +167,10 @@ def propose(job: Job, task: ShardTask) -> Proposal:
     cell_rng, rng = [np.random.default_rng(s) for s in np.random.SeedSequence([job.seed, task.shard]).spawn(2)]
     sights = read_sound(pool, guard, policy, cell_rng)
     allowed = allowed_rows(sights, guard, (), policy)
-    exploit, explore = (policy.model_copy(update={"explore_share": share}) for share in (0.0, 1.0))
-    picks = pick_active(sights, guard, allowed, exploit, task.budget, rng, tell_nobody)
+    picks = pick_active(sights, guard, allowed, policy, task.budget, 0.0, rng, tell_nobody)
     taken = np.isin(sights.cluster, sights.cluster[[pick.row for pick in picks]])
     arm = np.isfinite(sights.pool.random_probability)
-    picks += pick_active(sights, guard, allowed & arm & ~taken, explore, task.explore, rng, tell_nobody)
+    picks += pick_active(sights, guard, allowed & arm & ~taken, policy, task.explore, task.explore, rng, tell_nobody)
     kept = [pick for pick in picks if task.fill_in or FILLED_IN not in pick.caveats]
     rows = np.array([pick.row for pick in kept], np.int64)
     filled_in = np.array([FILLED_IN in pick.caveats for pick in kept], np.bool_)

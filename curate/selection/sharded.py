@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from curate.errors import SelectionError
-from curate.selection.active import pick_active, total_cost
+from curate.selection.active import pick_active, size_exploration, total_cost
 from curate.selection.audit import draw_audit, size_audit
 from curate.selection.balance import ROUNDING
 from curate.selection.base import (
@@ -192,24 +192,29 @@ def _pick_active(
 ) -> _Active:
     """Have the shards propose, and choose; if that was too little, once more with all that they have."""
     left = budget - audits.cost
+    explored = size_exploration(
+        job.policy,
+        left,
+        sum(int(survey.rows.sum()) for survey in surveys),
+        sum(int(survey.arm_rows.sum()) for survey in surveys),
+    )
     for fill_in in (False, True):
         progress("choose in shards")
-        proposals = list(run(partial(propose, job), _plan_tasks(surveys, job.policy, left, fill_in=fill_in)))
+        proposals = list(run(partial(propose, job), _plan_tasks(surveys, left, explored, fill_in=fill_in)))
         progress("choose among the chosen")
-        active = _choose_among(proposals, audits.guard, job.policy, left, rng)
+        active = _choose_among(proposals, audits.guard, job.policy, left, explored, rng)
         if active.left <= ROUNDING or not any(proposal.left for proposal in proposals):
             break
     return active
 
 
-def _plan_tasks(surveys: Sequence[Survey], policy: SelectionPolicy, budget: float, *, fill_in: bool) -> list[ShardTask]:
+def _plan_tasks(surveys: Sequence[Survey], budget: float, explored: float, *, fill_in: bool) -> list[ShardTask]:
     """Give each shard its part of the budget, by its uncertainty and at least an equal one; or all of it."""
     rows = np.array([survey.rows for survey in surveys])
     open_shards = np.flatnonzero(rows.sum(axis=0))
     mass = np.sum([survey.mass for survey in surveys], axis=0)[open_shards]
     arm = np.sum([survey.arm_rows for survey in surveys], axis=0)[open_shards]
     share = np.maximum(mass / max(mass.sum(), 1e-12), 1.0 / max(1, len(open_shards)))
-    explored = policy.explore_share * budget
     by_strategy = np.minimum(np.ceil(OVERSAMPLE * (budget - explored) * share), budget)
     at_random = np.minimum(np.ceil(OVERSAMPLE * explored * arm / max(1, arm.sum())), budget)
     return [
@@ -229,6 +234,7 @@ def _choose_among(
     guard: LabelledSet,
     policy: SelectionPolicy,
     budget: float,
+    explored: float,
     rng: np.random.Generator,
 ) -> _Active:
     """Choose from what the shards propose by the same policy, each proposal weighed by what it stands for."""
@@ -252,7 +258,7 @@ def _choose_among(
     standing = np.bincount(sights.cluster, weights=mass) / np.maximum(mean_uncertainty(sights), 1e-6)
     by_mass = policy.model_copy(update={"multiplicity_power": 1.0})
     allowed = np.ones(len(order), np.bool_)
-    picks = pick_active(replace(sights, size=standing), guard, allowed, by_mass, budget, rng, tell_nobody)
+    picks = pick_active(replace(sights, size=standing), guard, allowed, by_mass, budget, explored, rng, tell_nobody)
     captures = np.maximum(np.bincount(sights.cluster, weights=stands_for), 1).astype(np.int64)
     items = active_items(replace(sights, size=captures), picks, guard, policy)
     placed = [replace(item, cell=int(shard[pick.row])) for item, pick in zip(items, picks, strict=True)]

@@ -267,6 +267,19 @@ def test_a_share_is_explored_at_random_among_distinct_sights() -> None:
     assert 8 <= sum(item in explored for item in items[:20]) <= 12
 
 
+def test_a_pool_of_random_captures_needs_no_exploring() -> None:
+    """The explored share shrinks with the share of captures that the random arm did not keep."""
+    policy = SelectionPolicy(audit_share=0, explore_share=0.5)
+
+    def explored(random_share: float) -> int:
+        items = select_batch(make_pool(80, random_share=random_share), empty(), policy, 40, 0).items
+        return sum(any("explored at random" in reason for reason in item.reasons) for item in items)
+
+    assert explored(1.0) == 0
+    assert explored(0.0) == 20
+    assert 5 <= explored(0.5) <= 15
+
+
 def test_what_is_seen_now_outweighs_what_was_seen_long_ago() -> None:
     """With a half-life the strategy asks about recent sights; without one, or without known times, age says nothing."""
     pool = make_pool(80)

@@ -61,6 +61,17 @@ def test_a_firm_quota_never_gives_way(seed: int, n: int, budget: int, limit: int
     assert len(picks) == min(budget, int((~bound).sum()) + min(limit, int(bound.sum())))
 
 
+def test_a_large_fleet_bounds_each_device_tighter() -> None:
+    """Without a number of its own the quota is three equal shares, between a tenth and six tenths."""
+    policy = SelectionPolicy()
+    assert [policy.device_share(devices) for devices in (1, 3, 10, 1000)] == [0.6, 0.6, 0.3, 0.1]
+    pool = make_pool(400, 20)
+    crowded = replace(pool, devices=tuple(name if i // 2 % 2 else "cam-0" for i, name in enumerate(pool.devices)))
+    assert len(set(crowded.devices)) == 11
+    chosen = choose(crowded, 44, max_device_share=None, strategy="random", explore_share=0.0)
+    assert chosen.per_device["cam-0"] == 12  # three elevenths
+
+
 def test_devices_on_probation_share_one_quota() -> None:
     """Three newcomers with most of the pool get a fifth together, though each could have had more."""
     pool = newcomers(make_pool(200, 4), "cam-1", "cam-2", "cam-3")
