@@ -12,13 +12,16 @@ from torch.nn import functional
 
 from curate.training.recipe import NetworkShape
 
+_LEAST_SPREAD = 4.0 / 127.5
+
 
 class ConvNet(nn.Module):
     """Float frames [N, 3, H, W] in -1..1 to `(logits [N, K], features [N, embedding_dim])`, features not normalised."""
 
     def __init__(self, shape: NetworkShape, class_count: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_conv_bn_relu(3, shape.stem_width)]
+        layers: list[nn.Module] = [Standardise()] if shape.standardise else []
+        layers.append(_conv_bn_relu(3, shape.stem_width))
         width = shape.stem_width
         for stage_width, depth in zip(shape.widths, shape.depths, strict=True):
             layers += [nn.MaxPool2d(2), _conv_bn_relu(width, stage_width)]
@@ -32,6 +35,19 @@ class ConvNet(nn.Module):
         """Logits and penultimate features."""
         features = self.project(self.trunk(frames).mean(dim=(2, 3)))
         return self.head(features), features
+
+
+class Standardise(nn.Module):
+    """Frames [N, 3, H, W] relative to their own mean and spread over all channels: dim light changes them little.
+
+    The floor under the spread, four grey levels, keeps the noise of an empty frame from being blown up.
+    """
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames of mean 0 and a spread of at most 1."""
+        centred = frames - frames.mean(dim=(1, 2, 3), keepdim=True)
+        spread = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        return centred / (spread + _LEAST_SPREAD)
 
 
 class ServingModule(nn.Module):

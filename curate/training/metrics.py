@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix as count_confusion
 
 from curate.errors import TrainingError
 
@@ -60,10 +59,9 @@ def expected_calibration_error(probabilities: Probabilities, labels: Labels, bin
 def confusion_matrix(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
     """Counts [K, K]: row = label, column = predicted class."""
     _verify_shapes(probabilities, labels)
-    classes = np.arange(probabilities.shape[1])
-    if labels.size == 0:
-        return np.zeros((len(classes), len(classes)), np.int64)
-    return np.asarray(count_confusion(labels, probabilities.argmax(axis=1), labels=classes), np.int64)
+    classes = probabilities.shape[1]
+    pairs = labels * classes + probabilities.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes).astype(np.int64)
 
 
 def _verify_shapes(probabilities: Probabilities, labels: Labels) -> None:

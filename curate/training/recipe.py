@@ -21,6 +21,9 @@ class NetworkShape(BaseModel):
     widths: tuple[int, ...] = (32, 64, 128)
     depths: tuple[int, ...] = (2, 2, 1)
     embedding_dim: int = Field(default=64, ge=2)
+    standardise: bool = Field(
+        default=False, description="see each frame relative to its own mean and spread: for cameras whose light drifts"
+    )
 
     @model_validator(mode="after")
     def _stages_correspond(self) -> Self:

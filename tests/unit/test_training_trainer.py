@@ -10,6 +10,7 @@ import torch
 
 from curate.errors import TrainingError
 from curate.training import metrics
+from curate.training.architectures import Standardise
 from curate.training.classifier import TrainedClassifier, load_classifier, persist_classifier
 from curate.training.data import LabelledImages
 from curate.training.recipe import NetworkShape, TrainingRecipe
@@ -113,6 +114,21 @@ def test_warm_start_keeps_known_classes_by_name(model: TrainedClassifier) -> Non
     probabilities, _ = warm.predict(renamed.images)
     known = probabilities[:, [0, 2, 3]].argmax(axis=1)
     assert np.mean(np.array([0, 2, 3])[known] == renamed.labels) > 0.9
+
+
+def test_dim_light_changes_little_where_frames_are_standardised() -> None:
+    """A fifth of the light leaves the answers of such a network nearly as they were; an empty frame stays quiet."""
+    relative = RECIPE.model_copy(update={"network": RECIPE.network.model_copy(update={"standardise": True})})
+    frames, dim = world(60, 3).images, (world(60, 3).images * 0.2).astype(np.uint8)
+    drift = {}
+    for recipe in (RECIPE, relative):
+        taught = train_classifier(world(60, 0), world(24, 1), NAMES, recipe, seed=7)
+        bright, dark = (taught.predict(images)[0] for images in (frames, dim))
+        drift[recipe.network.standardise] = float(np.abs(bright - dark).mean())
+    assert drift[True] < 0.05
+    assert drift[True] < 0.5 * drift[False]
+    standardised = Standardise()(torch.full((1, 3, 8, 8), -0.5) + 0.001 * torch.randn(1, 3, 8, 8))
+    assert standardised.abs().max() < 0.2
 
 
 def test_warm_start_of_another_shape_is_refused(model: TrainedClassifier) -> None:
