@@ -44,6 +44,16 @@ class RoundSettings(_Section):
     )
 
 
+class IngestSettings(_Section):
+    """What is taken from devices."""
+
+    wait_for_images_s: float = Field(
+        default=24 * 3600.0,
+        ge=0,
+        description="A batch that names an image which is not in the bucket waits so long for it; 0: it is refused.",
+    )
+
+
 class ScheduleSettings(_Section):
     """How often the deployments run by themselves, in seconds."""
 
@@ -52,6 +62,11 @@ class ScheduleSettings(_Section):
     round_s: float = Field(default=24 * 3600.0, gt=0)
     supervise_s: float = Field(default=600.0, gt=0)
     drift_s: float = Field(default=24 * 3600.0, gt=0)
+    fleet_sketch_s: float | None = Field(
+        default=6 * 3600.0,
+        gt=0,
+        description="Devices with a novel arm are told no more often what the fleet has sent; null: never.",
+    )
     savings_s: float | None = Field(
         default=7 * 24 * 3600.0, gt=0, description="Measuring what choosing saves trains a model more; null: never."
     )
@@ -90,6 +105,7 @@ class Settings(BaseSettings):
     bucket: S3Settings
     label_studio: LabelStudioSettings
     round: RoundSettings = RoundSettings()
+    ingest: IngestSettings = IngestSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     selection: SelectionPolicy = SelectionPolicy()
     scale: ScaleSettings = ScaleSettings()

@@ -161,6 +161,7 @@ def _assign(
     wired: Services, device_id: str, release_id: str | None, *, now: datetime, allow_downgrade: bool = False
 ) -> Assignment:
     from curate.release.assignments import assign  # noqa: PLC0415
+    from flows._fleet_sketch import sketch_for  # noqa: PLC0415
 
     return assign(
         wired.store,
@@ -169,6 +170,7 @@ def _assign(
         release_id,
         wired.settings.capture_policy,
         settings=wired.settings.device_settings,
+        fleet_sketch=sketch_for(wired, release_id),
         now=now,
         allow_downgrade=allow_downgrade,
         accepted_version=_accepted_version(wired, device_id),

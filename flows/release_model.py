@@ -17,6 +17,7 @@ from curate.release.assignments import assign
 from curate.release.gate import GateDecision, judge_candidate
 from curate.release.manifest import ReleaseDraft
 from curate.release.publish import publish_release
+from flows._fleet_sketch import sketch_for
 from flows._stage import stage_task
 from flows._views import load_model, predict_pictured
 from flows._wiring import Services, services
@@ -84,15 +85,18 @@ def assign_fleet() -> int:
     """Write every device's signed assignment; unchanged ones are left alone. Return how many devices there are."""
     wired = services()
     incumbent = wired.catalog.released_model()
+    release_id = incumbent.release_id if incumbent else None
+    sketch = sketch_for(wired, release_id)
     devices = wired.catalog.devices()
     for device in devices:
         assign(
             wired.store,
             wired.settings.key_dir,
             device.device_id,
-            incumbent.release_id if incumbent else None,
+            release_id,
             wired.settings.capture_policy,
             settings=wired.settings.device_settings,
+            fleet_sketch=sketch,
             now=datetime.now(UTC),
         )
     return len(devices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from curate.contracts.paths import reported_key
@@ -13,6 +13,7 @@ from curate.contracts.telemetry import ReportedState
 from curate.errors import BlobNotFoundError, ContractError
 from curate.release.fleet import describe_problems
 from curate.release.repository import refresh_timestamp
+from flows._fleet_sketch import refresh_sketches
 from flows._stage import stage_task
 from flows._wiring import services
 
@@ -21,10 +22,14 @@ MAX_REPORT_BYTES = 1024 * 1024
 
 @flow(name="supervise-rollout")
 def supervise_rollout() -> int:
-    """Read every heartbeat, publish the fleet's state, renew the timestamp; return how many devices lag behind."""
+    """Read every heartbeat, publish the fleet's state, renew the timestamp, tell devices what the fleet has sent.
+
+    Returns how many devices lag behind.
+    """
     rows = read_heartbeats()
     create_table_artifact(key="fleet", table=rows, description="Devices: what they run and what they should run")
     renew_signatures()
+    tell_fleet_sketch()
     return sum(not row["up to date"] for row in rows)
 
 
@@ -60,3 +65,12 @@ def renew_signatures() -> None:
     """Extend the timestamp's life before it runs out."""
     wired = services()
     refresh_timestamp(wired.store, wired.settings.key_dir, datetime.now(UTC), expiry=wired.settings.expiry)
+
+
+@stage_task("tell the fleet's sketch")
+def tell_fleet_sketch() -> int:
+    """Sign anew the assignments of devices that should know of something new; return how many."""
+    told = refresh_sketches(services(), datetime.now(UTC))
+    if told:
+        get_run_logger().info("%d devices are told what the fleet has sent", told)
+    return told

@@ -42,6 +42,19 @@ def fold(embedding: Floats) -> Floats:
     return folded
 
 
+def fold_rows(embeddings: Floats) -> Floats:
+    """Return the folded embeddings, float32 [N, SKETCH_DIM] of unit length, of [N, D]; those without a
+    length are left out."""
+    count, dim = embeddings.shape
+    signs = _signs(dim)
+    padded = np.zeros((count, signs.size), np.float32)
+    padded[:, :dim] = embeddings
+    folded = np.vecdot(padded.reshape(count, -1, SKETCH_DIM).transpose(0, 2, 1), signs)
+    lengths = np.sqrt(np.vecdot(folded, folded))
+    usable = (lengths > 0.0) & np.isfinite(lengths)
+    return np.asarray(folded[usable] / lengths[usable, None], np.float32)
+
+
 @lru_cache(maxsize=4)
 def _signs(dim: int) -> Floats:
     """Return +1 and -1, [SKETCH_DIM, folds], for `dim` values: the bits of SHAKE-256, no generator's."""

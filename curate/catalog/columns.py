@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Row, Select, Text, and_, cast, false, func, not_, null, select, type_coerce
+from sqlalchemy import ColumnElement, Row, Select, Text, and_, cast, false, func, not_, null, or_, select, type_coerce
 
 from curate.catalog import tables
 from curate.catalog.database import Database, chunks
@@ -60,6 +60,22 @@ class IdRange:
 EVERYTHING = IdRange()
 
 
+@dataclass(frozen=True)
+class Position:
+    """A place in the order in which samples came."""
+
+    ingested_at: datetime
+    sample_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingBlock:
+    """The embeddings, float16 [N, D], of samples that came one after the other; `last` is the last of them."""
+
+    embeddings: NDArray[np.float16]
+    last: Position
+
+
 class Columns:
     """Reading of many samples."""
 
@@ -91,6 +107,26 @@ class Columns:
                     for rows in result.partitions():
                         reading.take(rows)
         return reading.finish()
+
+    def arrivals(self, release_id: str, after: Position | None = None) -> Iterator[EmbeddingBlock]:
+        """Embeddings of what the release answered and devices sent, in the order it came; none of unlearned devices.
+
+        One block is in memory at a time. What another process admits meanwhile under an earlier time is not seen.
+
+        Raises:
+            CatalogError: two embeddings of the release differ in length.
+        """
+        columns = tables.samples.c
+        order = (columns.ingested_at, columns.sample_id)
+        came = and_(_answered(release_id), columns.ingested_at.is_not(None))
+        query = select(*order, columns.embedding).where(came, counts_still()).order_by(*order)
+        if after is not None:
+            later = or_(columns.ingested_at > after.ingested_at, columns.sample_id > after.sample_id)
+            query = query.where(columns.ingested_at >= after.ingested_at, later)
+        in_blocks = {"yield_per": BLOCK_ROWS}
+        with self._database.read() as connection, connection.execute(query, execution_options=in_blocks) as result:
+            for rows in result.partitions():
+                yield _block(release_id, rows)
 
     def unanswered(
         self,
@@ -156,6 +192,18 @@ def _narrowed(
         yield query.where(columns.sample_id.in_(some))
 
 
+def _block(release_id: str, rows: Sequence[Row[Any]]) -> EmbeddingBlock:
+    times, names, embeddings = zip(*rows, strict=True)
+    if len(set(map(len, embeddings))) != 1:
+        raise _lengths_differ(release_id)
+    values = np.frombuffer(b"".join(embeddings), WIRE_FLOAT).reshape(len(rows), -1)
+    return EmbeddingBlock(values, Position(times[-1], names[-1]))
+
+
+def _lengths_differ(release_id: str) -> CatalogError:
+    return CatalogError(f"the embeddings of {release_id} differ in length")
+
+
 class _Reading:
     """Takes blocks of rows and puts each column together."""
 
@@ -173,7 +221,7 @@ class _Reading:
         ids, devices, cameras, captured, chances, scores, distributions, embeddings = zip(*rows, strict=True)
         self._width = self._width or len(embeddings[0])
         if set(map(len, embeddings)) != {self._width}:
-            raise CatalogError(f"the embeddings of {self._release_id} differ in length")
+            raise _lengths_differ(self._release_id)
         self._write(b"".join(embeddings))
         for column, values in zip(self._names, (ids, map(sys.intern, devices), map(sys.intern, cameras)), strict=True):
             column.extend(values)

@@ -136,6 +136,7 @@ samples = Table(
     Index(None, "status"),
     Index(None, "captured_at"),
     Index(None, "release_id", "captured_at"),
+    Index(None, "release_id", "ingested_at"),
 )
 
 feedback = Table(

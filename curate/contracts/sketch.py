@@ -26,7 +26,7 @@ class EmbeddingSketch(Document):
     """Values of an embedding before it is folded."""
     count: int = Field(ge=0, le=MAX_CENTRES)
     radius: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Whatever was sent lies within twice this distance of a centre."""
+    """What was sent lay within twice this distance of a centre when it came."""
     data: str = Field(max_length=4 * MAX_CENTRES * SKETCH_DIM * BYTES_PER_VALUE // 3 + 4)
 
     @classmethod

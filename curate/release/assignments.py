@@ -17,7 +17,8 @@ from curate.contracts.device_settings import DeviceSettings
 from curate.contracts.paths import desired_key
 from curate.contracts.release import Envelope, Signature
 from curate.contracts.signing import ASSIGNMENT_PAYLOAD_TYPE, decode_base64, envelope_payload
-from curate.errors import BlobNotFoundError, ContractError
+from curate.contracts.sketch import EmbeddingSketch
+from curate.errors import BlobNotFoundError, BlobTooLargeError, ContractError
 from curate.release.keys import load_key
 from curate.storage.ports import BlobStore
 
@@ -35,6 +36,7 @@ def assign(
     *,
     now: datetime,
     settings: DeviceSettings | None = None,
+    fleet_sketch: EmbeddingSketch | None = None,
     allow_downgrade: bool = False,
     accepted_version: int = 0,
 ) -> Assignment:
@@ -48,6 +50,7 @@ def assign(
         capture_policy: how it chooses captures.
         now: becomes `issued_at`.
         settings: what else of the device's own file it shall follow differently.
+        fleet_sketch: what the fleet has sent already, in that release's space.
         allow_downgrade: lets the device go back to an older release.
         accepted_version: the highest version its heartbeat says it has followed. Matters only when the
             bucket's document was lost: a device never follows a version lower than this.
@@ -63,6 +66,7 @@ def assign(
         release_id=release_id,
         capture_policy=capture_policy,
         settings=settings or DeviceSettings(),
+        fleet_sketch=fleet_sketch,
         allow_downgrade=allow_downgrade,
         issued_at=now,
     )
@@ -70,6 +74,19 @@ def assign(
         return current
     store.put(desired_key(device_id), sign_assignment(wanted, signer), content_type="application/json")
     return wanted
+
+
+def read_assignment(store: BlobStore, key_dir: Path, device_id: str) -> Assignment | None:
+    """Return what a device is assigned now; None when that is nothing, or nothing that was signed here for it.
+
+    Raises:
+        ReleaseError: the assignment key is absent.
+    """
+    signer = load_key(key_dir, "assignment")
+    envelope, current = _fetch_current(store, device_id)
+    if envelope is None or current is None or current.device_id != device_id or not _is_signed_by(envelope, signer):
+        return None
+    return current
 
 
 def sign_assignment(assignment: Assignment, signer: CryptoSigner) -> bytes:
@@ -92,7 +109,7 @@ def _fetch_current(store: BlobStore, device_id: str) -> tuple[Envelope | None, A
         return envelope, Assignment.from_bytes(envelope_payload(envelope))
     except BlobNotFoundError:
         return None, None
-    except ContractError as exc:
+    except (ContractError, BlobTooLargeError) as exc:
         logger.warning("the assignment of %s in the bucket cannot be read and is replaced: %s", device_id, exc)
         return None, None
 

@@ -1,99 +1,29 @@
 """What this device and its fleet have kept so far, as a few centres: what lies far from all of them is new.
 
-`KeptSketch` is pure. `NoveltyMemory` holds one for the model that answers now, for all cameras, and saves it now and
-then; a sketch that is lost costs some captures of what was sent before, nothing else.
+`NoveltyMemory` holds one sketch for the model that answers now, for all cameras, and saves it now and then; one that is
+lost costs some captures of what was sent before, nothing else.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from curate.answers.base import Floats
 from curate.answers.folding import fold, fold_embedding
-from curate.contracts.sketch import MAX_CENTRES, SKETCH_DIM, EmbeddingSketch
+from curate.answers.kept_sketch import FIRST_RADIUS, KeptSketch, to_document, unpack_centres
+from curate.contracts.sketch import EmbeddingSketch
 from curate.errors import ContractError
 from edge_agent.durable import persist_bytes
 
 log = logging.getLogger(__name__)
 
 PERSIST_INTERVAL_S: Final = 60.0
-FIRST_RADIUS: Final = 0.02
 _SPACES: Final = 2
 """Sketches held at once: while a model is swapped, cameras may still answer with the one before."""
-
-
-class KeptSketch:
-    """At most `max_centres` points such that everything added lies within twice `radius` of one. Not thread-safe.
-
-    The doubling algorithm (Charikar, Chekuri, Feder, Motwani: Incremental Clustering and Dynamic Information
-    Retrieval, STOC 1997, section 3): a point further than twice the radius from every centre becomes one;
-    when there are too many, the radius doubles and centres within twice of it merge. Its largest distance to a centre
-    is at most eight times that of the best choice of as many centres. Distances are half the chord between unit
-    vectors, a metric in [0, 1].
-    """
-
-    def __init__(self, max_centres: int = MAX_CENTRES, *, radius: float = FIRST_RADIUS) -> None:
-        self._max_centres = max_centres
-        self.radius = radius
-        self._rows = np.zeros((max_centres + 1, SKETCH_DIM), np.float32)
-        self._count = 0
-
-    def __len__(self) -> int:
-        """Return the number of centres."""
-        return self._count
-
-    @property
-    def centres(self) -> Floats:
-        """The centres, float32 [C, SKETCH_DIM], of unit length."""
-        return self._rows[: self._count]
-
-    def distance(self, folded: Floats) -> float:
-        """Return the distance of a folded embedding, of any length, to the nearest centre; 1 when there is none."""
-        if not self._count:
-            return 1.0
-        # In the row behind the centres it is multiplied with itself in the same go.
-        rows = self._rows[: self._count + 1]
-        rows[-1] = folded
-        products = _products(rows, folded).tolist()
-        length = math.sqrt(products.pop())
-        return _half_chord(max(products) / length if 0.0 < length < math.inf else 0.0)
-
-    def add(self, folded: Floats) -> None:
-        """Take in one folded embedding, float32 [SKETCH_DIM]."""
-        if self._count and self.distance(folded) <= 2.0 * self.radius:
-            return
-        self._rows[self._count] = folded
-        self._count += 1
-        while self._count > self._max_centres:
-            self.radius *= 2.0
-            self._merge()
-
-    def _merge(self) -> None:
-        """Keep of the centres within twice the radius of each other the oldest."""
-        kept: list[int] = []
-        limit = 2.0 * self.radius
-        for row in range(self._count):
-            if not kept or _half_chord(float(_products(self._rows[kept], self._rows[row]).max())) > limit:
-                kept.append(row)
-        self._rows[: len(kept)] = self._rows[kept]
-        self._count = len(kept)
-
-
-def _products(rows: Floats, folded: Floats) -> Floats:
-    # Not `@`: a matrix product of this size wakes the linear algebra library's threads, and they spin.
-    products: Floats = np.vecdot(rows, folded)
-    return products
-
-
-def _half_chord(cosine: float) -> float:
-    return math.sqrt(max(0.0, (1.0 - cosine) / 2.0))
 
 
 class NoveltyMemory:
@@ -187,20 +117,6 @@ class NoveltyMemory:
             for row in unpack_centres(document):
                 sketch.add(row)
             self._sketches[document.space], self._dims[document.space] = sketch, document.dim
-
-
-def unpack_centres(document: EmbeddingSketch) -> Floats:
-    """Return the centres of a document, float32 [C, SKETCH_DIM], of unit length; those that have none are left out."""
-    rows = np.frombuffer(document.raw(), "<f2").astype(np.float32).reshape(-1, SKETCH_DIM)
-    lengths = np.linalg.norm(np.where(np.isfinite(rows), rows, 0.0), axis=1, keepdims=True)
-    usable = np.isfinite(rows).all(axis=1) & (lengths[:, 0] > 1e-3)
-    return np.asarray(rows[usable] / lengths[usable], np.float32)
-
-
-def to_document(sketch: KeptSketch, space: str, dim: int) -> EmbeddingSketch:
-    """Return a sketch as it is saved and as it travels."""
-    radius = min(1.0, sketch.radius)
-    return EmbeddingSketch.from_raw(sketch.centres.astype("<f2").tobytes(), space=space, dim=dim, radius=radius)
 
 
 def load_sketch(path: Path) -> EmbeddingSketch | None:

@@ -1,4 +1,4 @@
-"""Talks to an MQTT broker: tells predictions and state, takes verdicts. The one home of paho; imported only when on.
+"""Talks to an MQTT broker: tells predictions and state, takes verdicts. Imported only when on, since it needs paho.
 
 Nothing waits for the broker. The log of predictions is the queue: each turn tells the newest of each camera, and what
 came and went meanwhile was never queued. Verdicts come with QoS 1 in a session that the broker keeps, and are
@@ -27,6 +27,7 @@ from curate.errors import AgentError, ConfigError, Error
 from edge_agent.capture.feedback_limits import FeedbackRefusedError
 from edge_agent.config.interfaces import MqttConfig
 from edge_agent.interfaces.agent_view import AgentView, prediction_document
+from edge_agent.interfaces.mqtt_client import BoundedClient
 from edge_agent.interfaces.mqtt_topics import OFFLINE, ONLINE, Topics, discovery_messages, summarise
 from edge_agent.interfaces.mqtt_verdicts import VerdictDesk
 
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 MAX_WAITING_VERDICTS: Final = 64
 MAX_UNSENT: Final = 32
 """Messages handed to the client and not yet on the wire; while there are so many, further ones are dropped."""
-MAX_VERDICT_BYTES: Final = 16 * 1024
 _TURN_S: Final = 0.1
 _RETRY_S: Final = 2.0
 _KEEPALIVE_S: Final = 30
@@ -50,6 +50,7 @@ class _Incoming:
     payload: bytes
     mid: int
     qos: int
+    is_too_long: bool
 
 
 class MqttBridge:
@@ -61,9 +62,10 @@ class MqttBridge:
         view: AgentView,
         *,
         agent_version: str,
+        max_message_bytes: int,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare the client; nothing is sent yet.
+        """Prepare the client; nothing is sent yet. A verdict of more than `max_message_bytes` is refused unread.
 
         Raises:
             ConfigError: the password or the certificates cannot be read.
@@ -73,6 +75,7 @@ class MqttBridge:
         self._config = config
         self._view = view
         self._agent_version = agent_version
+        self._max_message_bytes = max_message_bytes
         self._monotonic = monotonic
         self._topics = Topics(config.topic_prefix, view.device_id)
         self._desk = VerdictDesk(view, self._topics, self._last_told)
@@ -88,11 +91,16 @@ class MqttBridge:
         self._state_s = float("-inf")
         self._published = 0
         self._dropped = 0
+        self._too_long = 0
         self._client = self._make_client()
 
     def counters(self) -> Mapping[str, float]:
         """Return what `/metrics` tells."""
-        return {"mqtt_published": self._published, "mqtt_dropped": self._dropped}
+        return {
+            "mqtt_published": self._published,
+            "mqtt_dropped": self._dropped,
+            "mqtt_refused_too_long": self._too_long,
+        }
 
     def run(self, stop: threading.Event) -> None:
         """Turn until told to stop, then say goodbye. paho connects, and connects again, by itself."""
@@ -210,7 +218,7 @@ class MqttBridge:
         except queue.Empty:
             return
         try:
-            answer = self._desk.receive(message.topic, message.payload)
+            answer = self._receive(message)
         except FeedbackRefusedError as exc:
             # Not tried again here: whoever floods shall not hold up the others.
             answer = {"accepted": False, "error": str(exc), "retry_after_s": round(exc.retry_after_s, 1)}
@@ -223,11 +231,18 @@ class MqttBridge:
         self._client.ack(message.mid, message.qos)
         self._send(self._topics.reply, _pack(answer), qos=1)
 
+    def _receive(self, message: _Incoming) -> dict[str, Any]:
+        if message.is_too_long:
+            self._too_long += 1
+            raise AgentError(f"the message is longer than {self._max_message_bytes} bytes")
+        return self._desk.receive(message.topic, message.payload)
+
     # -- paho's thread ---------------------------------------------------------------------------------------
 
     def _make_client(self) -> paho.Client:
-        client = paho.Client(
+        client = BoundedClient(
             CallbackAPIVersion.VERSION2,
+            max_message_bytes=self._max_message_bytes,
             client_id=f"gleaner-{self._view.device_id}",
             clean_session=False,
             manual_ack=True,
@@ -269,7 +284,9 @@ class MqttBridge:
             log.warning("a retained MQTT message is no verdict", extra={"topic": message.topic})
             client.ack(message.mid, message.qos)
             return
-        incoming = _Incoming(message.topic, bytes(message.payload[:MAX_VERDICT_BYTES]), message.mid, message.qos)
+        is_too_long = len(message.payload) > self._max_message_bytes
+        payload = b"" if is_too_long else bytes(message.payload)
+        incoming = _Incoming(message.topic, payload, message.mid, message.qos, is_too_long)
         try:
             self._incoming.put_nowait(incoming)
         except queue.Full:

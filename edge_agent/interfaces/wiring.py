@@ -132,7 +132,7 @@ def _open_bridge(config: AgentConfig, view: AgentView, agent_version: str) -> _B
         from edge_agent.interfaces.mqtt import MqttBridge  # noqa: PLC0415 - optional
     except ImportError as exc:
         raise _missing("mqtt.host", "mqtt", exc) from exc
-    return MqttBridge(config.mqtt, view, agent_version=agent_version)
+    return MqttBridge(config.mqtt, view, agent_version=agent_version, max_message_bytes=config.api.max_body_bytes)
 
 
 def _missing(setting: str, extra: str, exc: ImportError) -> ConfigError:

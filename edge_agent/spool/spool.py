@@ -343,15 +343,17 @@ class Spool:
         self._apart = False
         self._most_captures, self._most_feedback = self._limits.batch_max_captures, self._limits.batch_max_feedback
 
-    def release_batch(self, batch: Batch) -> None:
-        """Let what a batch named wait again, for others, because something of it cannot be read at present.
+    def release_batch(self, batch: Batch) -> bool:
+        """Let what a batch named wait again, for others, because something of it cannot be had; return whether it does.
 
         An empty one will take its place, so that it holds up nobody. One that the bucket has keeps it.
         """
         with self._lock:
-            if batch.name in self._index.batches and batch.name not in self._index.uploaded_batches:
-                log.warning("batch %s cannot be read: what it named goes with others", batch.name)
-                self._index.thaw(batch)
+            if batch.name not in self._index.batches or batch.name in self._index.uploaded_batches:
+                return False
+            log.warning("batch %s cannot be read: what it named goes with others", batch.name)
+            self._index.thaw(batch)
+            return True
 
     def outstanding(self) -> list[Batch]:
         """Return the batches whose upload is not known to be complete, oldest first."""

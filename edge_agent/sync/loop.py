@@ -38,7 +38,8 @@ class SyncPolicy:
     persist_s: float = 5.0
     heartbeat_s: float = 15.0
     resend_after_s: float = 900.0
-    """A batch the bucket took but nobody acknowledged is sent again: a store may lose what it accepted."""
+    """A batch the bucket took but nobody acknowledged is sent again, each time after twice as long: a store may lose
+    what it accepted."""
     batches_per_turn: int = 4
     """So that acknowledgements and heartbeats are not starved by a long backlog."""
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)

@@ -21,6 +21,7 @@ from edge_agent.sync.uplink import Uplink
 log = logging.getLogger(__name__)
 
 REFUSALS_BEFORE_GIVING_UP: Final = 3
+MAX_RESEND_DOUBLINGS: Final = 5
 READS_BEFORE_RELEASE: Final = 3
 """A batch of which something cannot be read so often in a row is dissolved, so that it holds up no other."""
 
@@ -33,6 +34,8 @@ class Outcome(Enum):
     """Something of it was refused and is tried again later, or was given up just now."""
     UNREAD = "unread"
     """Something of it cannot be read at present; the rest of it and the others go on."""
+    GONE = "gone"
+    """A picture that is not to be had any more: its file was damaged and is counted as evicted."""
     NO_BUDGET = "no budget"
     STOPPED = "stopped"
 
@@ -70,6 +73,7 @@ class Uploader:
         self._rng = rng
         self._sent_blobs: dict[str, set[str]] = {}
         self._sent_at_s: dict[str, float] = {}
+        self._sends: dict[str, int] = {}
         self._rests_until_s: dict[str, float] = {}
         self._refusals: dict[str, dict[str, _Refusal]] = {}
         """By batch, then by key: what is evicted meanwhile is forgotten with its batch."""
@@ -86,12 +90,12 @@ class Uploader:
         outstanding = {batch.name for batch in self._spool.outstanding()}
         now_s = self._monotonic()
         self._sent_at_s = {name: self._sent_at_s.get(name, now_s) for name in waiting}
+        self._sends = {name: sends for name, sends in self._sends.items() if name in waiting}
         self._sent_blobs = {name: sent for name, sent in self._sent_blobs.items() if name in waiting}
         self._refusals = {name: refusals for name, refusals in self._refusals.items() if name in waiting}
         self._unread = {name: failures for name, failures in self._unread.items() if name in waiting}
         self._rests_until_s = {name: s for name, s in self._rests_until_s.items() if name in waiting and s > now_s}
-        overdue_s = now_s - self._resend_after_s
-        old = [b for name, b in waiting.items() if name not in outstanding and self._sent_at_s[name] <= overdue_s]
+        old = [b for name, b in waiting.items() if name not in outstanding and self._is_overdue(name, now_s)]
         new = [b for name, b in waiting.items() if name in outstanding]
         due = [
             batch
@@ -99,6 +103,11 @@ class Uploader:
             if (passage.captures if batch.captures else passage.feedback) and batch.name not in self._rests_until_s
         ]
         return sorted(due, key=lambda batch: bool(batch.captures))
+
+    def _is_overdue(self, name: str, now_s: float) -> bool:
+        """Waits double: while a batch waits in the cloud, none of its boot is acknowledged, and all would be sent."""
+        doublings = min(max(self._sends.get(name, 0) - 1, 0), MAX_RESEND_DOUBLINGS)
+        return now_s - self._sent_at_s[name] >= self._resend_after_s * 2.0**doublings
 
     def send(self, batch: Batch, is_stopped: Callable[[], bool]) -> Outcome:
         """Send one batch, its record last.
@@ -114,6 +123,9 @@ class Uploader:
             outcomes.add(outcome := self._send_blob(batch, sequence))
             if outcome in {Outcome.NO_BUDGET, Outcome.UNREAD}:
                 return outcome
+            # The cloud waits for each picture that a record names, and acknowledges nothing later of the boot.
+            if outcome is Outcome.GONE and self._spool.release_batch(batch):
+                return Outcome.RESTS
         return Outcome.RESTS if Outcome.RESTS in outcomes else self._send_record(batch)
 
     def _send_blob(self, batch: Batch, sequence: int) -> Outcome:
@@ -122,7 +134,7 @@ class Uploader:
         except SpoolUnavailableError:
             return self._rest_unread(batch)
         if capture is None:
-            return Outcome.SENT
+            return Outcome.GONE
         record, jpeg = capture
         key = paths.capture_key(self._spool.device_id, record.image.sha256)
         sent = self._sent_blobs.setdefault(batch.name, set())
@@ -148,6 +160,7 @@ class Uploader:
         outcome = self._put(batch, key, record, "application/json", lambda why: self._spool.break_up(batch, why))
         if outcome is Outcome.SENT:
             self._sent_at_s[batch.name] = self._monotonic()
+            self._sends[batch.name] = self._sends.get(batch.name, 0) + 1
             self._sent_blobs.pop(batch.name, None)
             self._spool.mark_uploaded(batch)
         return outcome

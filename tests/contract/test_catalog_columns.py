@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from curate.catalog import columns as columns_module
-from curate.catalog.columns import IdRange
+from curate.catalog.columns import IdRange, Position
 from curate.catalog.models import Sample, SampleStatus
 from curate.catalog.store import Catalog
 from curate.errors import CatalogError
@@ -125,3 +126,38 @@ def test_a_folder_that_cannot_be_written_is_a_catalog_error(catalog: Catalog, tm
 def _imported_with(number: int, dim: int) -> Sample:
     values = np.frombuffer(embedding(number, dim).raw(), "<f2").astype(np.float32)
     return replace(imported(number), release_id="r1", prediction=capture(number).prediction, embedding=values)
+
+
+def test_arrivals_come_in_order_and_go_on_where_they_ended(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every embedding comes once, oldest arrival first; from any place on, exactly what came after it."""
+    monkeypatch.setattr(columns_module, "BLOCK_ROWS", 3)
+    times = [NOW + timedelta(seconds=second) for second in (5, 0, 0, 9)]
+    for sequence, now in enumerate(times, 1):
+        captures = [capture(number, f"b{sequence}") for number in range(4)]
+        catalog.admit_batch(plan(batch(sequence, captures), now=now))
+    catalog.add_samples([imported(1)])
+    known = {sample.sample_id: sample for sample in catalog.samples() if sample.release_id == "r1"}
+    order = sorted(known, key=lambda name: (known[name].ingested_at, name))
+    blocks = list(catalog.arrivals("r1"))
+    expected = np.stack([np.asarray(known[name].embedding, np.float16) for name in order])
+    assert np.array_equal(np.concatenate([block.embeddings for block in blocks]), expected)
+    assert [block.last.sample_id for block in blocks] == [*order[2::3], order[-1]]
+    for place, name in enumerate(order):
+        at = known[name].ingested_at
+        assert at is not None
+        rest = [block.embeddings for block in catalog.arrivals("r1", Position(at, name))]
+        assert sum(map(len, rest)) == len(order) - place - 1
+        assert not rest or np.array_equal(np.concatenate(rest), expected[place + 1 :])
+
+
+def test_arrivals_of_unlearned_devices_do_not_come(catalog: Catalog) -> None:
+    """What an unlearned device sent is left out, and embeddings of two lengths are an error."""
+    for device in ("cam-1", "cam-2"):
+        catalog.admit_batch(plan(batch(captures=[capture(1, device)], device=device)))
+    catalog.unlearn_device("cam-2", NOW)
+    assert [len(block.embeddings) for block in catalog.arrivals("r1")] == [1]
+    assert list(catalog.arrivals("nobody")) == []
+    longer = replace(plan(batch(captures=[capture(2)])).samples[0], embedding=np.zeros(3, np.float32))
+    catalog.add_samples([longer])
+    with pytest.raises(CatalogError, match="differ in length"):
+        list(catalog.arrivals("r1"))

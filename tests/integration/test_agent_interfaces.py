@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from tests.unit.test_agent_config import MINIMAL, write
 
 TOKEN = "0123456789abcdef-token"
 SHAPE = (1, 32, 32, 3)
+MAX_VERDICT_BYTES = 16 * 1024
 
 
 @pytest.fixture
@@ -254,7 +256,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 def bridging(api: ApiBench, port: int, **settings: Any) -> Iterator[MqttBridge]:
     """The bridge as the service runs it."""
     config = MqttConfig(host="127.0.0.1", port=port, prediction_interval_s=0.05, **settings)
-    bridge = MqttBridge(config, api.view, agent_version="1.2.3")
+    bridge = MqttBridge(config, api.view, agent_version="1.2.3", max_message_bytes=MAX_VERDICT_BYTES)
     stop = threading.Event()
     thread = threading.Thread(target=bridge.run, args=(stop,), daemon=True)
     thread.start()
@@ -336,6 +338,39 @@ def test_verdicts_come_in_and_are_answered(api: ApiBench, broker: Broker) -> Non
         assert len(api.bench.spool.feedback) == 1
 
 
+def test_a_message_that_is_too_long_is_refused_and_never_held(api: ApiBench, broker: Broker) -> None:
+    """Verdicts and presses above the bound are answered, counted and gone; of 16 MB only a little is ever in memory."""
+    feedback, reply = "gleaner/cam-1/feedback", "gleaner/cam-1/feedback/reply"
+    long = json.dumps({"prediction_id": "boot-2", "verdict": "dismissed"}).encode().ljust(MAX_VERDICT_BYTES + 1)
+    most_held = 0
+    with listening(broker.port) as listener, bridging(api, broker.port) as bridge:
+        wait_until(lambda: heard(listener, "gleaner/cam-1/front/prediction"), "the bridge")
+        receive = bridge._client._sock_recv
+
+        def watched(bufsize: int) -> bytes:
+            nonlocal most_held
+            piece = receive(bufsize)
+            most_held = max(most_held, len(bridge._client._in_packet["packet"]) + len(piece))
+            return piece
+
+        def answered(count: int) -> bool:
+            return listener.counts.get(reply, 0) == count
+
+        bridge._client._sock_recv = watched  # type: ignore[method-assign]
+        sent = ((feedback, long), (feedback, b" " * 2**24), ("gleaner/cam-1/front/dismiss", b"x" * 2**18))
+        for count, (topic, payload) in enumerate(sent, 1):
+            listener.send(topic, payload)
+            wait_until(partial(answered, count), "a reply")
+            assert listener.document(reply) == {
+                "accepted": False,
+                "error": f"the message is longer than {MAX_VERDICT_BYTES} bytes",
+            }
+        listener.send(feedback, long.rstrip().ljust(MAX_VERDICT_BYTES))
+        wait_until(lambda: len(api.bench.spool.feedback) == 1, "a verdict that is just short enough")
+        assert bridge.counters()["mqtt_refused_too_long"] == len(sent)
+    assert MAX_VERDICT_BYTES < most_held < 256 * 1024
+
+
 def test_a_retained_press_is_none(api: ApiBench, broker: Broker) -> None:
     """A press that the broker keeps comes again with each subscription, long after its frame: it dismisses nothing."""
     dismiss, feedback, reply = (f"gleaner/cam-1/{end}" for end in ("front/dismiss", "feedback", "feedback/reply"))
@@ -375,17 +410,19 @@ def test_a_verdict_waits_for_the_disk(api: ApiBench, broker: Broker, monkeypatch
 
 def test_the_broker_may_go_and_come_back(api: ApiBench, broker: Broker) -> None:
     """Without a broker nothing piles up and nothing fails; when it is back, everything is told anew."""
+    prediction = "gleaner/cam-1/front/prediction"
     with bridging(api, broker.port) as bridge:
         with listening(broker.port) as listener:
-            wait_until(lambda: heard(listener, "gleaner/cam-1/front/prediction"), "a prediction")
+            wait_until(lambda: heard(listener, "gleaner/cam-1/state"), "the state")
         broker.stop()
         api.bench.camera.add_frames(50)
         api.bench.run()
         assert len(bridge._unsent) <= 32
         broker.start()
         with listening(broker.port) as listener:
-            wait_until(lambda: heard(listener, "gleaner/cam-1/front/prediction"), "a prediction after the return")
-            assert listener.document("gleaner/cam-1/front/prediction")["prediction_id"] == "boot-53"
+            api.bench.camera.add_frames(1)  # the one before may have been told before anybody listened
+            api.bench.run()
+            wait_until(lambda: b"boot-54" in listener.newest.get(prediction, b""), "a prediction after the return")
             assert listener.newest["gleaner/cam-1/availability"] == b"online"
 
 
@@ -408,7 +445,7 @@ def test_a_missing_password_file_is_said_in_words(api: ApiBench, tmp_path: Path)
     """It is a configuration error at the start."""
     config = MqttConfig(host="127.0.0.1", username="cam", password_file=tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="password_file"):
-        MqttBridge(config, api.view, agent_version="1.2.3")
+        MqttBridge(config, api.view, agent_version="1.2.3", max_message_bytes=MAX_VERDICT_BYTES)
 
 
 def test_the_whole_agent_serves_all_of_them(tmp_path: Path, broker: Broker, request: pytest.FixtureRequest) -> None:

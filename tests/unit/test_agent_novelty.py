@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from curate.answers.folding import fold_embedding
+from curate.answers.kept_sketch import KeptSketch, to_document, unpack_centres
 from curate.contracts.assignment import Assignment
 from curate.contracts.sketch import MAX_FLEET_CENTRES, SKETCH_DIM, EmbeddingSketch
-from edge_agent.capture.novelty import KeptSketch, NoveltyMemory, load_sketch, to_document, unpack_centres
+from edge_agent.capture.novelty import NoveltyMemory, load_sketch
 from edge_agent.models.assignments import MAX_DESIRED_BYTES
 from tests.fakes.agent_bench import NOW
 
@@ -59,15 +60,32 @@ def test_folding_is_the_same_everywhere() -> None:
     assert fold_embedding(np.zeros(300, np.float32)).tolist() == [0.0] * SKETCH_DIM
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(centres=st.integers(1, 12), count=st.integers(1, 150), seed=st.integers(0, 999))
-def test_everything_kept_stays_near_a_centre(centres: int, count: int, seed: int) -> None:
-    """The sketch never holds more centres than allowed, and all that was added lies within twice its radius."""
-    rng = np.random.default_rng(seed)
-    points = rng.normal(size=(count, 5)).astype(np.float32)
-    sketch = sketch_of(points, centres)
-    assert 1 <= len(sketch) <= centres
-    assert max(sketch.distance(fold_embedding(point)) for point in points) <= 2.0 * sketch.radius + 1e-3
+def test_everything_kept_is_near_a_centre_and_centres_are_apart(centres: int, count: int, seed: int) -> None:
+    """Never more centres than allowed, none closer than twice the radius to another, and each newcomer near one."""
+    sketch = KeptSketch(centres)
+    for point in np.random.default_rng(seed).normal(size=(count, 5)).astype(np.float32):
+        folded = fold_embedding(point)
+        is_new = sketch.distance(folded) > 2.0 * sketch.radius
+        assert sketch.add(folded) == is_new
+        assert sketch.distance(folded) <= 2.0 * sketch.radius + 1e-3
+        assert 1 <= len(sketch) <= centres
+    apart = [half_chord(a, b) for row, a in enumerate(sketch.centres) for b in sketch.centres[:row]]
+    assert min(apart, default=1.0) >= 2.0 * sketch.radius - 1e-3
+
+
+def test_more_kinds_than_centres_leave_as_many_centres_as_there_can_be() -> None:
+    """Where kinds are about equally far from each other, the sketch stays full: what was seen most is still known."""
+    rng = np.random.default_rng(0)
+    kinds = np.maximum(rng.normal(size=(200, 64)), 0.0)
+    shares = 1.0 / np.arange(1, 101)
+    seen = kinds[rng.choice(100, 3000, p=shares / shares.sum())] + 0.2 * rng.normal(size=(3000, 64))
+    sketch = sketch_of(seen.astype(np.float32), 64)
+    assert len(sketch) == 64
+    known = [sketch.distance(fold_embedding(point.astype(np.float32))) for point in seen[-500:]]
+    strange = [sketch.distance(fold_embedding(kind.astype(np.float32))) for kind in kinds[100:]]
+    assert np.mean(np.array(known)[:, None] < np.array(strange)) > 0.85
 
 
 @settings(deadline=None)

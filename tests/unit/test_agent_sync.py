@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import random
 import threading
@@ -179,6 +180,20 @@ def test_a_batch_nobody_acknowledges_is_sent_again_after_long(device: Device, st
     assert device.spool.snapshot().uploaded == 2
 
 
+def test_what_stays_unacknowledged_is_sent_again_ever_more_rarely(device: Device, store: FakeBlobStore) -> None:
+    """Sends of a batch that waits in the cloud are twice as far apart each time, up to eight hours, and never end."""
+    device.put(1, 2)
+    sent_s: list[float] = []
+    for turn in range(24 * 4 * 2 + 1):
+        store.operations.clear()
+        device.turn(900.0 if turn else 0.0)
+        if paths.inbox_key(DEVICE, "boot1", 1) in store.keys("put"):
+            sent_s.append(turn * 900.0)
+    waits = [after - before for before, after in itertools.pairwise(sent_s)]
+    assert waits[:5] == [900.0 * 2**number for number in range(5)]
+    assert set(waits[5:]) == {28800.0}
+
+
 def test_a_link_that_is_down_is_logged_once_and_its_return_once(
     device: Device, store: FakeBlobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,15 +280,16 @@ def test_a_bad_acknowledgement_deletes_nothing_and_blocks_nothing(
 def test_a_capture_that_vanishes_after_freezing_does_not_block_its_batch(
     device: Device, store: FakeBlobStore, tmp_path: Path
 ) -> None:
-    """The rest of the batch and its record go; the lost one counts as evicted and never as uploaded."""
+    """An empty record and one with the rest go; the lost one counts as evicted and never as uploaded."""
     device.turn()
     store.is_down = True
     device.put(1, 2)
     device.turn()
     store.heal()
     SpoolFolder(tmp_path / "spool").capture_path(1).unlink()
-    device.turn(61.0)
-    acknowledge(store, boot1=1)
+    for _ in range(2):
+        device.turn(61.0)
+    acknowledge(store, boot1=2)
     device.turn(61.0)
     counters = device.spool.snapshot()
     assert (counters.evicted, counters.uploaded, counters.acknowledged, counters.pending) == (1, 1, 1, 0)
@@ -303,6 +319,32 @@ def test_a_damaged_batch_does_not_hold_up_the_acknowledgement_of_later_ones(
     device.turn()
     counters = device.spool.snapshot()
     assert (counters.uploaded, counters.acknowledged, counters.pending) == (4, 4, 0)
+
+
+@pytest.mark.parametrize("was_sent", [False, True])
+def test_no_record_names_a_picture_that_is_gone(
+    device: Device, store: FakeBlobStore, tmp_path: Path, was_sent: bool
+) -> None:
+    """A picture whose file is damaged before its batch went leaves the batch; one that arrived before is left alone."""
+    device.turn()
+    store.is_down = not was_sent
+    device.put(1, 2, 3)
+    device.turn()
+    store.heal()
+    folder = SpoolFolder(tmp_path / "spool")
+    path = folder.capture_path(1)
+    path.write_bytes(path.read_bytes()[:-1])
+    for _ in range(3):
+        device.turn(61.0 if not was_sent else 900.0)
+    records = [BatchRecord.from_bytes(raw) for key, raw in store.blobs.items() if key.startswith(paths.INBOX)]
+    named = [capture for record in records for capture in record.captures]
+    assert {paths.capture_key(DEVICE, capture.image.sha256) for capture in named} <= store.blobs.keys()
+    assert sorted(capture.frame_index for capture in named) == ([1, 2, 3] if was_sent else [2, 3])
+    acknowledge(store, boot1=len(records))
+    device.turn(61.0)
+    counters = device.spool.snapshot()
+    assert (counters.pending, counters.evicted) == (0, 1)
+    assert not broken_laws(counters)
 
 
 def test_the_heartbeat_says_what_the_device_knows(device: Device, store: FakeBlobStore) -> None:
@@ -478,7 +520,7 @@ def test_one_refused_image_blocks_nothing_and_is_given_up_when_others_pass(
     device: Device, store: FakeBlobStore, tmp_path: Path
 ) -> None:
     """An image that the bucket refuses for what it is rests alone: later batches arrive; after three refusals it is
-    set aside, counted with its reason, and its batch goes without it."""
+    set aside, counted with its reason, and what else was in its batch goes with another."""
     device.put(1, 2, 3, 4)
     poison = paths.capture_key(DEVICE, make_capture(1, make_jpeg(1)).image.sha256)
     store.refuse[poison] = BlobRefusedError("EntityTooLarge (413)")
@@ -489,7 +531,7 @@ def test_one_refused_image_blocks_nothing_and_is_given_up_when_others_pass(
         device.turn(61.0)
     assert store.keys("put").count(poison) == 3
     assert paths.inbox_key(DEVICE, "boot1", 1) in store.blobs
-    acknowledge(store, boot1=2)
+    acknowledge(store, boot1=3)
     device.turn(61.0)
     counters = device.spool.snapshot()
     assert (counters.evicted_by, counters.uploaded, counters.pending) == ({"refused": 1}, 3, 0)
@@ -507,8 +549,9 @@ def test_what_left_the_spool_is_no_refusal_any_more(device: Device, store: FakeB
     before = store.keys("put").count(poison)
     assert before == 2
     device.spool.give_up_capture(1, "no room")
-    device.turn(61.0)
-    acknowledge(store, boot1=1)
+    for _ in range(2):
+        device.turn(61.0)
+    acknowledge(store, boot1=2)
     device.turn(61.0)
     assert device.spool.snapshot().pending == 0
     assert device.spool.put(make_capture(3, make_jpeg(1)), make_jpeg(1))

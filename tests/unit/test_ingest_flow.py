@@ -5,22 +5,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from curate.catalog.deferral import Deferrals
+from curate.catalog.ingest import Incoming, read_incoming
 from curate.catalog.models import BatchStatus
 from curate.contracts.assignment import Acknowledgement
 from curate.contracts.capture import BatchRecord, CaptureRecord
 from curate.contracts.paths import INBOX, ack_key, capture_key, quarantine_key
 from curate.errors import StorageUnavailableError
+from curate.settings import IngestSettings
 from curate.storage.local import LocalBlobStore
 from flows._blobs import work_ahead
 from flows._wiring import Services
-from flows.ingest_captures import BATCHES_TOGETHER, admit_inbox
-from tests.catalog_builders import batch, capture, embedding, feedback, jpeg, key_of
+from flows.ingest_captures import BATCHES_TOGETHER, DEFERRED, admit_inbox
+from tests.catalog_builders import NOW, batch, capture, embedding, feedback, jpeg, key_of
 from tests.fakes.wiring import local_services
+
+MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
@@ -55,7 +62,8 @@ def test_everything_outstanding_is_admitted_acknowledged_and_cleared(wired: Serv
     _upload(wired, batch(1, [capture(1, "other")], device="cam-2"))
     told: list[tuple[int, int]] = []
     counts = admit_inbox(wired, lambda done, total: told.append((done, total)))
-    assert counts == {"batches": count + 1, "samples": count + 1, "feedback": count, "quarantined": 0, "joined": count}
+    taken = {"samples": count + 1, "feedback": count, "joined": count}
+    assert counts == {"batches": count + 1, "quarantined": 0, "deferred": 0} | taken
     assert (_through(wired, "cam-1"), _through(wired, "cam-2")) == ({"boot1": count}, {"boot1": 1})
     assert not list(wired.store.list(INBOX))
     assert told[-1] == (count + 1, count + 1)
@@ -74,8 +82,13 @@ def test_taking_the_inbox_again_changes_nothing(wired: Services) -> None:
     assert not list(wired.store.list(INBOX))
 
 
-def test_what_nobody_can_use_is_put_aside_with_its_reason(wired: Services) -> None:
+def test_what_nobody_can_use_is_put_aside_with_its_reason(tmp_path: Path) -> None:
     """Bad records and bad captures are refused each for its reason, beside good ones that come in."""
+    with local_services(tmp_path, ingest=IngestSettings(wait_for_images_s=0)) as wired:
+        _refuse_each_for_its_reason(wired)
+
+
+def _refuse_each_for_its_reason(wired: Services) -> None:
     good = _upload(wired, batch(1, _captures(1)))
     wired.store.put("inbox/cam-1/boot1-00000002.json", b"rubbish")
     _upload(wired, batch(3, _captures(3, 4)), without=[3])
@@ -95,6 +108,101 @@ def test_what_nobody_can_use_is_put_aside_with_its_reason(wired: Services) -> No
     assert wired.store.get(quarantine_key(good)) == conflict.to_bytes()
     assert {sample.sample_id for sample in wired.catalog.samples()} == {"c-1", "c-4"}
     assert _through(wired, "cam-1") == {"boot1": 3}
+
+
+def test_a_batch_waits_for_its_images_and_holds_up_no_other(wired: Services) -> None:
+    """It is neither taken, refused, acknowledged nor removed; others are; once the image is there, all of it is."""
+    _upload(wired, batch(1, _captures(1)))
+    waiting = batch(2, _captures(2, 3), feedback=[feedback(1, "p-c-2")])
+    key = _upload(wired, waiting, without=[3])
+    _upload(wired, batch(3, _captures(4)))
+    _upload(wired, batch(1, [capture(5, "other")], device="cam-2"))
+    counts = admit_inbox(wired, clock=lambda: NOW)
+    assert (counts["samples"], counts["deferred"], counts["quarantined"], counts["feedback"]) == (3, 1, 0, 0)
+    assert (_through(wired, "cam-1"), _through(wired, "cam-2")) == ({"boot1": 1}, {"boot1": 1})
+    assert [blob.key for blob in wired.store.list(INBOX)] == [key]
+    assert admit_inbox(wired, clock=lambda: NOW + MINUTE)["deferred"] == 1
+    _upload(wired, waiting)
+    counts = admit_inbox(wired, clock=lambda: NOW + 2 * MINUTE)
+    assert (counts["samples"], counts["deferred"], counts["feedback"]) == (2, 0, 1)
+    assert _through(wired, "cam-1") == {"boot1": 3}
+    assert not list(wired.store.list(INBOX))
+    assert not wired.catalog.quarantine()
+    assert wired.catalog.watermark(DEFERRED) == "{}"
+
+
+def test_an_image_that_never_comes_is_refused_in_the_end(wired: Services) -> None:
+    """After the time that is set the batch is taken without it, with the reason, and acknowledged."""
+    _upload(wired, batch(1, _captures(1, 2)), without=[2])
+    looks = [NOW + hours * timedelta(hours=1) for hours in range(24)]
+    assert [admit_inbox(wired, clock=partial(_same, at))["deferred"] for at in looks] == [1] * 24
+    assert not wired.catalog.samples()
+    counts = admit_inbox(wired, clock=lambda: NOW + timedelta(hours=24))
+    assert (counts["samples"], counts["deferred"], counts["quarantined"]) == (1, 0, 1)
+    assert [row.reason for row in wired.catalog.quarantine()] == ["image_missing"]
+    assert _through(wired, "cam-1") == {"boot1": 1}
+    assert not list(wired.store.list(INBOX))
+
+
+def test_a_batch_that_was_taken_waits_for_nothing(wired: Services) -> None:
+    """A record that is sent once more after its images were cleared away is known, and goes."""
+    record = batch(1, _captures(1))
+    _upload(wired, record)
+    admit_inbox(wired)
+    wired.store.delete(capture_key("cam-1", record.captures[0].image.sha256))
+    _upload(wired, record, without=[1])
+    assert admit_inbox(wired)["deferred"] == 0
+    assert not list(wired.store.list(INBOX))
+    assert not wired.catalog.quarantine()
+
+
+def test_looks_at_a_waiting_batch_come_after_twice_as_long() -> None:
+    """Each minute it could be read; it is at once, then ever more rarely, at least hourly, and when patience ends."""
+    waiting, looks = "{}", list[int]()
+    for minute in range(5 * 60 + 31):
+        deferrals = _deferrals(waiting, NOW + minute * MINUTE, patience=timedelta(hours=5.5))
+        if deferrals.is_due(KEY):
+            looks.append(minute)
+            assert deferrals.decide(_incoming(), 1) == (minute < 330)
+        waiting = deferrals.to_json([KEY])
+    assert looks == [0, 1, 2, 4, 8, 16, 32, 64, 124, 184, 244, 304, 330]
+    assert waiting == "{}"
+
+
+def test_who_waits_is_told_and_forgotten_when_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row says what is missing until when; a batch that left the inbox is kept no longer; too many do not wait."""
+    deferrals = _deferrals(None, NOW)
+    assert deferrals.decide(_incoming(), 2)
+    assert deferrals.rows() == [
+        {
+            "batch": KEY,
+            "device": "cam-1",
+            "images missing": 2,
+            "first seen": "2026-03-01T12:00:00+00:00",
+            "refused from": "2026-03-02T12:00:00+00:00",
+        }
+    ]
+    assert not _deferrals(deferrals.to_json([]), NOW).rows()
+    monkeypatch.setattr("curate.catalog.deferral.MAX_WAITING_PER_DEVICE", 1)
+    again = _deferrals(deferrals.to_json([KEY]), NOW + MINUTE)
+    another = batch(2, _captures(3))
+    assert not again.decide(read_incoming(key_of(another), another.to_bytes()), 1)
+    assert again.decide(_incoming(), 1)
+
+
+KEY = key_of(batch(1))
+
+
+def _same(at: datetime) -> datetime:
+    return at
+
+
+def _incoming() -> Incoming:
+    return read_incoming(KEY, batch(1, _captures(1, 2)).to_bytes())
+
+
+def _deferrals(stored: str | None, now: datetime, patience: timedelta = timedelta(days=1)) -> Deferrals:
+    return Deferrals.from_json(stored, patience=patience, now=now)
 
 
 def test_an_image_too_large_to_be_one_stops_nobody(wired: Services, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,9 @@ def now_s() -> list[float]:
 @pytest.fixture
 def bridge(bench: Bench, tmp_path: Path, now_s: list[float]) -> MqttBridge:
     config = MqttConfig(host="127.0.0.1", prediction_interval_s=1.0)
-    return MqttBridge(config, ApiBench(bench, tmp_path).view, agent_version="1", monotonic=lambda: now_s[0])
+    return MqttBridge(
+        config, ApiBench(bench, tmp_path).view, agent_version="1", max_message_bytes=1000, monotonic=lambda: now_s[0]
+    )
 
 
 def stall(bridge: MqttBridge) -> Wire:
