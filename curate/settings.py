@@ -19,7 +19,7 @@ from curate.release.gate import GatePolicy
 from curate.release.repository import Expiry
 from curate.selection.base import SelectionPolicy
 from curate.selection.drift.watch import DriftPolicy
-from curate.storage.s3 import S3Settings
+from curate.storage.s3_settings import S3Settings
 from curate.training.detector_recipe import DetectorRecipe
 from curate.training.recipe import TrainingRecipe
 

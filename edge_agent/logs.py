@@ -101,5 +101,6 @@ def configure_logging(config: LogConfig) -> None:
     logging.basicConfig(handlers=[UnhurriedHandler(handler)], level=config.level.upper(), force=True)
     logging.captureWarnings(True)
     # They tell steps of their own that mean nothing to a device's owner.
-    for noisy in ("botocore", "urllib3", "boto3", "tuf", "uvicorn"):
+    for noisy in ("tuf", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each odd answer, and a captive portal gives many

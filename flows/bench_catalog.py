@@ -34,7 +34,7 @@ from curate.contracts.telemetry import DeviceCounters
 from curate.errors import ConfigError
 from curate.settings import Settings
 from curate.storage.local import LocalBlobStore
-from curate.storage.s3 import S3Settings
+from curate.storage.s3_settings import S3Settings
 from flows._wiring import Services
 from flows.bench_selection import StageTime, peak_memory_bytes
 from flows.ingest_captures import admit_inbox

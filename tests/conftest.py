@@ -26,7 +26,7 @@ import hypothesis
 import pytest
 from pydantic import SecretStr
 
-from curate.storage.s3 import S3Settings, ensure_bucket
+from curate.storage.s3_settings import S3Settings
 from tests.fakes.nightly import tell  # noqa: F401 - a fixture for every test
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 def _s3_takes_writes(server: S3Server) -> bool:
     from curate.errors import StorageError
-    from curate.storage.s3 import S3BlobStore
+    from curate.storage.s3 import S3BlobStore, ensure_bucket
 
     try:
         urllib.request.urlopen(f"{server.endpoint_url}/healthz", timeout=1).close()
@@ -193,6 +193,8 @@ def _s3_takes_writes(server: S3Server) -> bool:
 @pytest.fixture
 def s3_settings(s3_server: S3Server) -> S3Settings:
     """Full rights on a fresh, empty bucket."""
+    from curate.storage.s3 import ensure_bucket
+
     settings = s3_server.settings(f"test-{uuid.uuid4().hex[:12]}")
     ensure_bucket(settings)
     return settings

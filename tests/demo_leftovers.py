@@ -41,7 +41,7 @@ from curate.contracts.prediction import ClassificationPrediction
 from curate.contracts.telemetry import DeviceCounters, ReportedState, UpdateEvent
 from curate.settings import Settings
 from curate.storage.local import LocalBlobStore
-from curate.storage.s3 import S3Settings
+from curate.storage.s3_settings import S3Settings
 from flows._wiring import Services
 from flows.sandbox.fashion_mnist import FashionMnist
 from flows.sandbox.heldout import HeldOutScore

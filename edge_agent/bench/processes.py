@@ -22,6 +22,10 @@ FPS: Final = 5.0
 WARMUP_S: Final = 3.0
 _ENOUGH_FRAMES: Final = 0.9
 _MIB: Final = 1024 * 1024
+_AS_ON_A_DEVICE: Final = (
+    "import runpy, sys; sys.modules['boto3'] = None; runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+)
+"""No device has boto3, but python-tuf's library of signatures loads it where the cloud's side is installed as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ def summarise(bare: list[Cost], agent: list[Cost], linked: list[Cost], seconds: 
 
 
 def _run(module: str, arguments: list[str]) -> Cost:
-    command = [sys.executable, "-m", module, *arguments]
+    command = [sys.executable, "-c", _AS_ON_A_DEVICE, module, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:

@@ -8,7 +8,8 @@ from curate.contracts.paths import desired_key
 from curate.errors import AccessDeniedError, BlobNotFoundError, ConfigError, StorageError
 from curate.storage.local import LocalBlobStore
 from curate.storage.ports import BlobStore, ServerClock
-from curate.storage.s3 import S3BlobStore, S3Settings
+from curate.storage.s3_lean import LeanS3BlobStore
+from curate.storage.s3_settings import S3Settings
 from edge_agent.config.sections import BucketConfig
 
 
@@ -34,7 +35,7 @@ def open_store(config: BucketConfig, clock: ServerClock | None = None) -> BlobSt
     except ValidationError as exc:
         problem = exc.errors(include_url=False, include_input=False)[0]
         raise ConfigError(f"bucket: {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}") from exc
-    return S3BlobStore(settings, clock)
+    return LeanS3BlobStore(settings, clock)
 
 
 def describe_access(store: BlobStore, device_id: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from curate.storage.s3 import S3Settings
+from curate.storage.s3_settings import S3Settings
 from flows.sandbox.ports import LOOPBACK
 from flows.sandbox.processes import StackError
 from flows.sandbox.stack_access import ADMIN, LABEL_STUDIO, device_identity

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 HEAVY = [
+    "botocore",
     "cv2",
     "grpc",
     "paho",
@@ -25,7 +26,9 @@ OURS = ("curate.answers", "curate.contracts", "curate.storage", "curate.errors",
 
 def test_the_agent_loads_nothing_heavy() -> None:
     """A fresh process that imports the whole agent loads none of the cloud's libraries and only its own packages."""
-    code = "import edge_agent.cli, edge_agent.service, json, sys; print(json.dumps(sorted(sys.modules)))"
+    # securesystemslib looks for boto3, to sign with keys that Amazon holds; what tests run in has it, a device has not.
+    without = "import json, sys; sys.modules['boto3'] = None; "
+    code = without + "import edge_agent.cli, edge_agent.service; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     loaded = json.loads(done.stdout)
     assert [name for name in HEAVY if name in loaded] == []

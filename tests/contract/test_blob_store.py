@@ -21,16 +21,27 @@ from curate.errors import (
 )
 from curate.storage.local import LocalBlobStore
 from curate.storage.ports import STREAM_BYTES, BlobInfo, BlobStore
-from curate.storage.s3 import S3BlobStore, S3Settings, ensure_bucket
+from curate.storage.s3 import S3BlobStore, ensure_bucket
+from curate.storage.s3_lean import LeanS3BlobStore
+from curate.storage.s3_settings import S3Settings
 from tests.conftest import DEVICE_BUCKET, S3Server, free_ports
 
+AnyS3 = type[S3BlobStore] | type[LeanS3BlobStore]
+S3_STORES = {"s3": S3BlobStore, "lean": LeanS3BlobStore}
 
-@pytest.fixture(params=["local", "s3"])
+
+@pytest.fixture(params=S3_STORES)
+def any_s3(request: pytest.FixtureRequest) -> AnyS3:
+    """The cloud's client and the device's."""
+    return S3_STORES[request.param]
+
+
+@pytest.fixture(params=["local", *S3_STORES])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
     """An empty store of each kind."""
     if request.param == "local":
         return LocalBlobStore(tmp_path / "bucket")
-    remote = S3BlobStore(request.getfixturevalue("shared_bucket"))
+    remote = S3_STORES[request.param](request.getfixturevalue("shared_bucket"))
     for blob in remote.list(""):
         remote.delete(blob.key)
     return remote
@@ -223,10 +234,10 @@ def test_local_file_and_folder_of_one_name_exclude_each_other(tmp_path: Path) ->
     assert store.size("c") is None
 
 
-def test_devices_cannot_write_into_each_others_prefix(s3_server: S3Server) -> None:
+def test_devices_cannot_write_into_each_others_prefix(s3_server: S3Server, any_s3: AnyS3) -> None:
     """With its own key a device writes its prefixes and nothing else, and cannot remove what others wrote."""
-    one, two = (S3BlobStore(s3_server.as_device(device)) for device in ("cam-1", "cam-2"))
-    one.create("captures/cam-1/a.jpg", b"mine")
+    one, two = (any_s3(s3_server.as_device(device)) for device in ("cam-1", "cam-2"))
+    one.put("captures/cam-1/a.jpg", b"mine")
     one.put("inbox/cam-1/b-00000001.json", b"{}")
     calls: list[Callable[[], None]] = [
         lambda: two.put("captures/cam-1/a.jpg", b"yours"),
@@ -240,16 +251,16 @@ def test_devices_cannot_write_into_each_others_prefix(s3_server: S3Server) -> No
     assert S3BlobStore(s3_server.settings(DEVICE_BUCKET)).get("captures/cam-1/a.jpg") == b"mine"
 
 
-def test_wrong_credentials_are_denied_not_retried(s3_server: S3Server, s3_settings: S3Settings) -> None:
+def test_wrong_credentials_are_denied_not_retried(s3_server: S3Server, s3_settings: S3Settings, any_s3: AnyS3) -> None:
     """An unknown key and a wrong secret are final errors."""
     for access_key, secret_key in (("nobody", "x"), ("admin", "wrong")):
         bad = s3_server.settings(s3_settings.bucket, access_key=access_key, secret_key=secret_key)
         with pytest.raises(AccessDeniedError) as caught:
-            S3BlobStore(bad).put("x", b"")
+            any_s3(bad).put("x", b"")
         assert not caught.value.retryable
 
 
-def test_an_unreachable_server_is_a_passing_fault_told_in_time() -> None:
+def test_an_unreachable_server_is_a_passing_fault_told_in_time(any_s3: AnyS3) -> None:
     """Nobody listening, and a listener that never answers, end in a retryable error within the time limits."""
     import socket
 
@@ -267,15 +278,15 @@ def test_an_unreachable_server_is_a_passing_fault_told_in_time() -> None:
             )
             started = time.monotonic()
             with pytest.raises(StorageUnavailableError) as caught:
-                S3BlobStore(settings).put("x", b"")
+                any_s3(settings).put("x", b"")
             assert caught.value.retryable
             assert time.monotonic() - started < 30
 
 
-def test_a_missing_bucket_is_not_a_missing_blob(s3_server: S3Server) -> None:
+def test_a_missing_bucket_is_not_a_missing_blob(s3_server: S3Server, any_s3: AnyS3) -> None:
     """Reading from a bucket nobody made is a mistake to fix, not an absent blob."""
     with pytest.raises(StorageError) as caught:
-        S3BlobStore(s3_server.settings("nobody-made-this")).get("x")
+        any_s3(s3_server.settings("nobody-made-this")).get("x")
     assert not isinstance(caught.value, BlobNotFoundError)
 
 
@@ -294,24 +305,22 @@ def test_ensure_bucket_twice(s3_settings: S3Settings) -> None:
         "[default]\naws_access_key_id = admin\naws_secret_access_key = admin-secret\n",
     ],
 )
-def test_credentials_file_in_both_formats(s3_settings: S3Settings, tmp_path: Path, text: str) -> None:
+def test_credentials_file_in_both_formats(s3_settings: S3Settings, tmp_path: Path, text: str, any_s3: AnyS3) -> None:
     """A JSON or an AWS ini file gives the same access as keys."""
     path = tmp_path / "credentials"
     path.write_text(text)
-    store = S3BlobStore(
-        s3_settings.model_copy(update={"access_key": None, "secret_key": None, "credentials_file": path})
-    )
+    store = any_s3(s3_settings.model_copy(update={"access_key": None, "secret_key": None, "credentials_file": path}))
     store.put("x", b"1")
     assert store.get("x") == b"1"
 
 
 @pytest.mark.parametrize("text", ["{", "[default]\n", "", '{"access_key": "hunter2"}'])
-def test_a_broken_credentials_file_is_told_without_its_content(tmp_path: Path, text: str) -> None:
+def test_a_broken_credentials_file_is_told_without_its_content(tmp_path: Path, text: str, any_s3: AnyS3) -> None:
     """The error names the file, never what is in it."""
     path = tmp_path / "credentials"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        S3BlobStore(S3Settings(bucket="bucket", endpoint_url="http://127.0.0.1:1", credentials_file=path))
+        any_s3(S3Settings(bucket="bucket", endpoint_url="http://127.0.0.1:1", credentials_file=path))
     assert str(path) in str(caught.value)
     assert "hunter2" not in str(caught.value)
 

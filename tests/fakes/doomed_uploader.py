@@ -21,7 +21,8 @@ from curate.contracts.capture import Arm
 from curate.errors import Error
 from curate.storage.local import LocalBlobStore
 from curate.storage.ports import BlobStore
-from curate.storage.s3 import S3BlobStore, S3Settings
+from curate.storage.s3_lean import LeanS3BlobStore
+from curate.storage.s3_settings import S3Settings
 from edge_agent.backoff import BackoffPolicy
 from edge_agent.ledger import Ledger
 from edge_agent.report import DeviceReport
@@ -72,7 +73,7 @@ def open_bucket(where: str) -> BlobStore:
     """The bucket that `Life.bucket` names."""
     if not where.startswith("{"):
         return LocalBlobStore(Path(where))
-    return S3BlobStore(S3Settings.model_validate_json(where))
+    return LeanS3BlobStore(S3Settings.model_validate_json(where))
 
 
 def live(life: Life) -> None:

@@ -14,7 +14,7 @@ from curate.annotation.settings import LabelStudioSettings
 from curate.catalog.store import Catalog
 from curate.settings import Settings
 from curate.storage.local import LocalBlobStore
-from curate.storage.s3 import S3Settings
+from curate.storage.s3_settings import S3Settings
 from flows._wiring import Services
 
 LABELS = Path(__file__).parents[2] / "configs" / "labels.yaml"

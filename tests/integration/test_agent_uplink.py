@@ -10,7 +10,8 @@ from pathlib import Path
 from curate.contracts import paths
 from curate.contracts.capture import BatchRecord
 from curate.contracts.telemetry import ReportedState
-from curate.storage.s3 import S3BlobStore, S3Settings
+from curate.storage.s3_lean import LeanS3BlobStore
+from curate.storage.s3_settings import S3Settings
 from edge_agent.clock import Clock
 from edge_agent.ledger import Ledger
 from edge_agent.report import DeviceReport
@@ -35,13 +36,13 @@ def test_a_camera_that_boots_in_1970_uploads_with_the_right_time(s3_settings: S3
     record = make_capture(1, jpeg).model_copy(update={"captured_at": clock.now(), "monotonic_s": clock.monotonic()})
     assert record.captured_at.year == 1970
     assert spool.put(record, jpeg)
-    store = S3BlobStore(s3_settings, clock)
+    store = LeanS3BlobStore(s3_settings, clock)
     report = DeviceReport(tmp_path / "updates.json", agent_version="1")
     loop = SyncLoop(spool, store, report, SyncPolicy(), clock=clock)
     loop.turn(clock.now())
     assert spool.snapshot().uploaded == 1
 
-    bucket = S3BlobStore(s3_settings)
+    bucket = LeanS3BlobStore(s3_settings)
     batch = BatchRecord.from_bytes(bucket.get(paths.inbox_key(DEVICE, "boot", 1)))
     assert bucket.get(paths.capture_key(DEVICE, batch.captures[0].image.sha256)) == jpeg
     heartbeat = ReportedState.from_bytes(bucket.get(paths.reported_key(DEVICE)))

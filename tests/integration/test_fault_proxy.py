@@ -12,7 +12,9 @@ import pytest
 
 from curate.contracts.paths import INBOX, ack_key, capture_key
 from curate.errors import StorageError
-from curate.storage.s3 import S3BlobStore, S3Settings, ensure_bucket
+from curate.storage.s3 import S3BlobStore, ensure_bucket
+from curate.storage.s3_lean import LeanS3BlobStore
+from curate.storage.s3_settings import S3Settings
 from edge_agent.clock import Clock
 from edge_agent.ledger import Ledger
 from edge_agent.report import DeviceReport
@@ -71,7 +73,7 @@ class World:
             folder / "spool", LIMITS, Ledger(), device_id=device_id, boot_id="boot", monotonic=lambda: self.now_s
         )
         report = DeviceReport(folder / "updates.json", agent_version="0")
-        store, rng = S3BlobStore(link, clock), random.Random(6)
+        store, rng = LeanS3BlobStore(link, clock), random.Random(6)
         self.loop = SyncLoop(self.spool, store, report, POLICY, monotonic=lambda: self.now_s, rng=rng)
 
     def keep(self, first: int, count: int) -> None:
@@ -195,7 +197,7 @@ def server_clock(link: S3Settings, offset: timedelta) -> WrongClock:
 
 def test_a_reset_reaches_the_client_as_a_passing_fault(link: S3Settings, proxy: FaultProxy) -> None:
     """Each fault of the proxy is one that the store calls retryable: none hides as a final refusal."""
-    store = S3BlobStore(link)
+    store = LeanS3BlobStore(link)
     for fault in {fault for fault, _ in FAULTS.values()}:
         proxy.fault = fault
         with pytest.raises(StorageError) as caught:

@@ -22,7 +22,8 @@ from curate.contracts.telemetry import DeviceCounters
 from curate.errors import BlobNotFoundError
 from curate.storage.local import LocalBlobStore
 from curate.storage.ports import BlobStore
-from curate.storage.s3 import S3BlobStore, S3Settings
+from curate.storage.s3 import S3BlobStore
+from curate.storage.s3_settings import S3Settings
 from tests.fakes.captures import DEVICE, broken_laws
 from tests.fakes.catalog_view import CatalogView
 from tests.fakes.doomed_uploader import Life, request

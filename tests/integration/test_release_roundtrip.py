@@ -17,7 +17,8 @@ from curate.release.publish import publish_release
 from curate.release.repository import init_repository
 from curate.storage.local import LocalBlobStore
 from curate.storage.ports import BlobStore
-from curate.storage.s3 import S3BlobStore, S3Settings
+from curate.storage.s3_lean import LeanS3BlobStore
+from curate.storage.s3_settings import S3Settings
 from edge_agent.models.updater_state import load_state
 from tests.fakes.recording_store import CrashError, RecordingStore
 from tests.fakes.releases import DEVICE, Device, Publisher, draft, release_files
@@ -44,7 +45,7 @@ def test_a_release_travels_and_its_successor_replaces_it(device: Device, publish
 
 def test_a_release_travels_over_a_real_s3_server(tmp_path: Path, s3_settings: S3Settings) -> None:
     """Publisher and device meet over real S3, where missing keys are answers of a server."""
-    publisher = Publisher(tmp_path / "cloud", bucket=S3BlobStore(s3_settings))
+    publisher = Publisher(tmp_path / "cloud", bucket=LeanS3BlobStore(s3_settings))
     device = Device(tmp_path / "device", publisher)
     assert device.turn() is None
     for release_id, bias in (("r-1", 0.0), ("r-2", 0.4)):

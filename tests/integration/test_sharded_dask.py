@@ -10,7 +10,8 @@ from curate.catalog.store import Catalog
 from curate.selection.base import SampleRole
 from curate.selection.batch import select_batch
 from curate.settings import load_settings
-from curate.storage.s3 import S3BlobStore, S3Settings
+from curate.storage.s3 import S3BlobStore
+from curate.storage.s3_settings import S3Settings
 from flows._trust import read_trust
 from flows._wiring import Services
 from flows.select_samples import gather_candidates
