@@ -9,7 +9,6 @@ from datetime import datetime
 import numpy as np
 
 from curate.contracts.telemetry import DeviceCounters
-from curate.errors import SelectionError
 from curate.metrics.evidence import Float64Array
 
 UNCHANGED = "unchanged"
@@ -58,16 +57,14 @@ def post_stratify(weights: Float64Array, devices: Sequence[str], frames: Mapping
     """Scale the weights [N] of each device's captures so that they add up to the frames it saw.
 
     A camera whose link was cut has fewer captures here than it drew, and would count for less than it saw (Holt & Smith
-    1979 on post-stratification). `frames` of a device that has not told is None: then no device is scaled, since told
-    and estimated totals would not compare. What such a camera has not sent yet is taken to be like what it has.
-    Raises `SelectionError` where a device has captures and says that it saw no frames.
+    1979 on post-stratification). `frames` of a device that has not told is None, and 0 although it has captures when
+    its newest heartbeat is older than they are: then no device is scaled, since told and estimated totals would not
+    compare. What such a camera has not sent yet is taken to be like what it has.
     """
     present = set(devices)
     totals = {name: total for name, total in frames.items() if total is not None}
-    if any(frames.get(name) is None for name in present):
+    if any(totals.get(name, 0.0) <= 0 for name in present):
         return FrameWeights(weights, 0.0)
-    if any(totals[name] <= 0 for name in present):
-        raise SelectionError("a device has captures of a period in which it saw no frames")
     named = np.asarray(devices)
     scaled = weights.astype(np.float64, copy=True)
     for name in present:
