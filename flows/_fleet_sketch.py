@@ -15,7 +15,7 @@ def sketch_for(wired: Services, release_id: str | None) -> EmbeddingSketch | Non
     """What the fleet has sent in the space of a release, as far as it was looked at; None where nobody compares."""
     if release_id is None or _interval(wired) is None:
         return None
-    found = still_holds(_load(wired, release_id), _forgotten(wired))
+    found = still_holds(_load(wired, release_id), wired.catalog.unlearned_devices())
     return None if found is None else found.sketch
 
 
@@ -26,7 +26,7 @@ def refresh_sketches(wired: Services, now: datetime) -> int:
     """
     if (interval := _interval(wired)) is None:
         return 0
-    forgotten, told = _forgotten(wired), 0
+    forgotten, told = wired.catalog.unlearned_devices(), 0
     for release_id, devices in _answering(wired).items():
         before = still_holds(_load(wired, release_id), forgotten)
         if not is_due(before, now, interval):
@@ -68,10 +68,6 @@ def _answering(wired: Services) -> dict[str, list[DeviceRow]]:
     devices = [device for device in wired.catalog.devices() if device.reported and device.unlearned_at is None]
     running = {name: [d for d in devices if d.reported and d.reported.release_id == name] for name in released}
     return {name: some for name, some in running.items() if some}
-
-
-def _forgotten(wired: Services) -> tuple[str, ...]:
-    return tuple(device.device_id for device in wired.catalog.devices() if device.unlearned_at is not None)
 
 
 def _load(wired: Services, release_id: str) -> SentSketch | None:

@@ -117,7 +117,7 @@ def starting_point(wired: Services) -> ModelRow | None:
     """
     if wired.settings.recipe.start != "incumbent":
         return None
-    unlearned = [device.device_id for device in wired.catalog.devices() if device.unlearned_at is not None]
+    unlearned = wired.catalog.unlearned_devices()
     return newest_clean(wired.catalog.models(), wired.catalog.taught_by(unlearned) if unlearned else ())
 
 

@@ -14,6 +14,7 @@ from typing import Final, Self
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from curate.catalog.ingest import Incoming
+from curate.waits import is_time
 
 MAX_WAITING_PER_DEVICE: Final = 1000
 """Further ones are not waited for: each costs reads of the bucket again and again."""
@@ -61,7 +62,7 @@ class Deferrals:
         known = self.waiting.get(key)
         if known is None or self._now - known.first_seen >= self._patience:
             return True
-        return self._now - known.last_looked >= min(LONGEST_WAIT, known.last_looked - known.first_seen)
+        return is_time(known.first_seen, known.last_looked, self._now, LONGEST_WAIT)
 
     def decide(self, incoming: Incoming, missing: int) -> bool:
         """Decide whether a batch waits for images that are missing, and remember it."""

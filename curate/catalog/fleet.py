@@ -12,11 +12,12 @@ from curate.catalog.database import Database
 from curate.catalog.models import SampleStatus, Split, TaskStatus
 from curate.errors import CatalogError
 
+_UNLEARNED = select(tables.devices.c.device_id).where(tables.devices.c.unlearned_at.is_not(None))
+
 
 def counts_still() -> ColumnElement[bool]:
     """The samples of devices that were not unlearned, as a condition."""
-    unlearned = select(tables.devices.c.device_id).where(tables.devices.c.unlearned_at.is_not(None))
-    return tables.samples.c.device_id.not_in(unlearned)
+    return tables.samples.c.device_id.not_in(_UNLEARNED)
 
 
 class Fleet:
@@ -59,6 +60,11 @@ class Fleet:
                 .where(columns.status == TaskStatus.SKIPPED.value, columns.sample_id.in_(queued))
                 .values(status=asked)
             )
+
+    def unlearned_devices(self) -> tuple[str, ...]:
+        """The devices that count for nothing, by id."""
+        with self._database.read() as connection:
+            return tuple(sorted(connection.execute(_UNLEARNED).scalars()))
 
     def taught_by(self, devices: Collection[str]) -> set[str]:
         """The dataset versions that hold samples of these devices to train with."""

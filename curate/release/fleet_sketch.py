@@ -13,6 +13,7 @@ from curate.answers.kept_sketch import FIRST_RADIUS, KeptSketch, to_document, un
 from curate.catalog.columns import EmbeddingBlock, Position
 from curate.contracts.assignment import Assignment, CapturePolicySpec
 from curate.contracts.sketch import MAX_FLEET_CENTRES, EmbeddingSketch
+from curate.waits import is_time
 
 _ROWS_AT_ONCE = 1024
 
@@ -32,9 +33,7 @@ class SentSketch(BaseModel):
 
 def is_due(before: SentSketch | None, now: datetime, interval: timedelta) -> bool:
     """Whether to look for more: waits double from the release's first captures on, up to `interval`."""
-    if before is None:
-        return True
-    return now - before.looked_at >= min(interval, before.looked_at - before.begun_at)
+    return before is None or is_time(before.begun_at, before.looked_at, now, interval)
 
 
 def still_holds(before: SentSketch | None, forgotten: tuple[str, ...]) -> SentSketch | None:

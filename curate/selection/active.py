@@ -250,7 +250,7 @@ def _label_counts(labelled: LabelledSet, probabilities: Float32Array | None) -> 
 def _quotas(share: _Share, askable: IntArray, rows: IntArray, budget: float) -> tuple[Quota, ...]:
     """Return the quotas that the policy sets; the last gives way first."""
     policy, sights, probabilities = share.policy, share.sights, share.overview.probabilities
-    most_of_device = policy.device_share(len(np.unique(sights.devices)))
+    most_of_device = policy.device_share(int(sights.devices.max()) + 1)
     parts: list[tuple[str, float, IntArray]] = [("device", most_of_device, sights.devices[rows])]
     if policy.max_site_share < 1 and sights.pool.sites is not None:
         parts.insert(0, ("site", policy.max_site_share, sights.pool.sites[rows]))

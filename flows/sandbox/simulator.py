@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -55,6 +55,15 @@ def persist_control_file(path: Path, control: BaseModel) -> None:
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(control.model_dump_json(indent=2) + "\n")
     fresh.replace(path)
+
+
+def change_control_file(path: Path, model: type[ControlT], **changes: Any) -> None:
+    """Decide something anew and leave the rest of the control file as it is.
+
+    Raises:
+        ConfigError: what is there cannot be read, or does not fit the model.
+    """
+    persist_control_file(path, load_control_file(path, model).model_copy(update=changes))
 
 
 def stop_event() -> threading.Event:

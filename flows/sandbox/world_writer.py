@@ -16,9 +16,9 @@ from curate.errors import ConfigError, Error
 from flows.sandbox.fashion_mnist import FashionMnist, load_fashion_mnist
 from flows.sandbox.simulator import (
     SimulatorConfig,
+    change_control_file,
     load_control_file,
     load_simulator_config,
-    persist_control_file,
     stop_event,
 )
 from flows.sandbox.world import CameraWorld
@@ -99,7 +99,7 @@ def schedule_dusk(config: WriterConfig, camera_id: str) -> int:
     newest = newest_frame(config.folders[camera_id])
     first = (0 if newest is None else newest + 1) + math.ceil(_DUSK_LEAD_S * config.fps)
     dusk = {**control.drift_from_frame, camera_id: first}
-    persist_control_file(config.control_file, control.model_copy(update={"drift_from_frame": dusk}))
+    change_control_file(config.control_file, WorldControl, drift_from_frame=dusk)
     return first
 
 

@@ -22,6 +22,7 @@ from curate.storage.s3_lean import LeanS3BlobStore
 from curate.storage.s3_settings import S3Settings
 from tests.fakes.fault_proxy import FaultProxy
 from tests.fakes.scripted_server import (
+    BOMB,
     PORTAL,
     TAKEN,
     ScriptedServer,
@@ -36,7 +37,6 @@ from tests.fakes.scripted_server import (
 )
 
 STORES: dict[str, Callable[[S3Settings], BlobStore]] = {"s3": S3BlobStore, "lean": LeanS3BlobStore}
-BOMB = b'<!DOCTYPE Error [<!ENTITY a "ha">]><Error><Code>NoSuchKey&a;</Code></Error>'
 
 ANSWERS: list[tuple[str, Callable[[BlobStore], object], bytes, type[StorageError]]] = [
     ("a portal's page", put, answer("200 OK", PORTAL, Content_Type="text/html"), StorageUnavailableError),

@@ -15,6 +15,8 @@ from curate.storage.s3_settings import S3Settings
 
 PORTAL = b"<html><body>Welcome! Please <b>sign in</b>.<br></body></html>"
 """What the network of a hotel says to whatever is asked."""
+BOMB = b'<!DOCTYPE Error [<!ENTITY a "ha">]><Error><Code>NoSuchKey&a;</Code></Error>'
+"""A refusal that wants an entity to be expanded."""
 
 
 def answer(status: str, body: bytes = b"", **headers: str) -> bytes:

@@ -25,6 +25,7 @@ from curate.storage.s3_connection import locate_bucket
 from curate.storage.s3_lean import LeanS3BlobStore
 from edge_agent.clock import Clock
 from tests.fakes.scripted_server import (
+    BOMB,
     PORTAL,
     TAKEN,
     ScriptedServer,
@@ -38,7 +39,6 @@ from tests.fakes.scripted_server import (
     stream,
 )
 
-BOMB = b'<!DOCTYPE Error [<!ENTITY a "ha">]><Error><Code>NoSuchKey&a;</Code></Error>'
 LISTING = """<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><EncodingType>url</EncodingType>
 <Contents><Key>{key}</Key><Size>3</Size></Contents><NextContinuationToken>{token}</NextContinuationToken>
 </ListBucketResult>"""

@@ -19,7 +19,7 @@ from flows.sandbox.fleet import AgentSite
 from flows.sandbox.heldout import RoundFacts
 from flows.sandbox.journal import ACCURACY, Sighting
 from flows.sandbox.script import DemoScript
-from flows.sandbox.simulator import load_control_file, persist_control_file
+from flows.sandbox.simulator import change_control_file
 from flows.sandbox.world import seed_samples
 from flows.sandbox.world_schedule import Schedule, WorldConfig, WorldControl
 from flows.sandbox.world_writer import WriterConfig, schedule_dusk
@@ -125,8 +125,7 @@ class FashionWorld:
 
     def take_every(self, field: Field, step: int) -> None:
         """Frames keep their numbers."""
-        control = load_control_file(field.control_file, WorldControl)
-        persist_control_file(field.control_file, control.model_copy(update={"frame_step": step}))
+        change_control_file(field.control_file, WorldControl, frame_step=step)
 
     def dusk_began(self, sightings: Sequence[Sighting], drift: Json) -> datetime | None:
         """Go by the frame number."""

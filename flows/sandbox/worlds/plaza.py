@@ -27,7 +27,7 @@ from flows.sandbox.plaza_sightings import average_precision
 from flows.sandbox.plaza_truth import load_truth
 from flows.sandbox.plaza_users import PlazaUsersConfig
 from flows.sandbox.script import DemoScript
-from flows.sandbox.simulator import load_control_file, persist_control_file
+from flows.sandbox.simulator import change_control_file, load_control_file
 from flows.sandbox.worlds.base import Exam, Field, Json, Simulator, Witness
 
 if TYPE_CHECKING:
@@ -144,13 +144,12 @@ class PlazaWorld:
         """At once."""
         control = load_control_file(field.control_file, PlazaControl)
         dusk = tuple(sorted({*control.dusk, self.drift_camera}))
-        persist_control_file(field.control_file, control.model_copy(update={"dusk": dusk}))
+        change_control_file(field.control_file, PlazaControl, dusk=dusk)
         return {}
 
     def take_every(self, field: Field, step: int) -> None:
         """The clip goes on."""
-        control = load_control_file(field.control_file, PlazaControl)
-        persist_control_file(field.control_file, control.model_copy(update={"frame_step": step}))
+        change_control_file(field.control_file, PlazaControl, frame_step=step)
 
     def dusk_began(self, sightings: Sequence[Sighting], drift: Json) -> datetime | None:  # noqa: ARG002
         """Go by what was seen."""
