@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,16 @@ def compress(model_id: str) -> dict[str, Any]:
     model = require_model(wired, model_id)
     if "int8" in model.artifacts:
         return model.metrics
-    calibration, probe = _field_images(wired, model)
+    images = _field_images(wired, model)
     with tempfile.TemporaryDirectory() as folder:
         float_path, int8_path = Path(folder) / "model-float.onnx", Path(folder) / "model-int8.onnx"
         export_onnx(fetch_trained(wired, model), float_path)
-        # Choosing on the very images that are reported would flatter the choice.
-        quantised = quantize_int8(float_path, calibration, int8_path, probe[::2])
-        metrics = _measure(float_path, int8_path, probe[1::2])
+        quantised = quantize_int8(float_path, images.calibration, int8_path, images.choice)
+        metrics = _measure(float_path, int8_path, images.probe)
         files = {
             "float": ("model-float.onnx", float_path.read_bytes()),
             "int8": ("model-int8.onnx", int8_path.read_bytes()),
-            "golden": ("golden.npz", build_golden(int8_path, probe)),
+            "golden": ("golden.npz", build_golden(int8_path, images.probe)),
         }
     artifacts = {role: put_model_file(wired.store, name, data) for role, (name, data) in files.items()}
     return wired.catalog.update_model(
@@ -77,12 +77,24 @@ def _measure(float_path: Path, int8_path: Path, images: NDArray[np.uint8]) -> di
     }
 
 
-def _field_images(wired: Services, model: ModelRow) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images to calibrate on and, disjoint from them, images to measure parity on.
+@dataclass(frozen=True, eq=False)
+class _FieldImages:
+    """Disjoint images, uint8 [N, H, W, 3]: to calibrate on, to choose the scheme on, and to measure parity on.
 
-    What the field looks like now is best for both, so the newest unlabelled captures come first. Parity is about the
-    frames that the cameras see, so what the random arm kept measures it: the other captures are there because the model
-    was unsure, where a hair decides. While there is little of either, the labelled training images fill up.
+    Choosing on the very images that are reported would flatter the choice.
+    """
+
+    calibration: NDArray[np.uint8]
+    choice: NDArray[np.uint8]
+    probe: NDArray[np.uint8]
+
+
+def _field_images(wired: Services, model: ModelRow) -> _FieldImages:
+    """What the field looks like now is best for all three, so the newest unlabelled captures come first.
+
+    Parity is about the frames that the cameras see, so what the random arm kept measures it: the other captures are
+    there because the model was unsure, where a hair decides. While there is little of either, the labelled training
+    images fill up.
     """
     pixels = wired.settings.labels.height * wired.settings.labels.width
     calibrating = min(MAX_CALIBRATION_IMAGES, max(16, CALIBRATION_PIXELS // pixels))
@@ -92,14 +104,18 @@ def _field_images(wired: Services, model: ModelRow) -> tuple[NDArray[np.uint8], 
     drawn = [sample for sample in pool if sample.random_probability is not None][:measuring]
     taken = {sample.sample_id for sample in drawn}
     recent = [sample for sample in pool if sample.sample_id not in taken][: 4 * calibrating]
-    calibration = fetch_frames(wired, _shuffled(recent, rng)[:calibrating]).images
+    field = fetch_frames(wired, _shuffled(recent, rng)[: 2 * calibrating]).images
     probe = fetch_frames(wired, _shuffled(drawn, rng)).images
-    if len(calibration) < calibrating or len(probe) < FEWEST_PARITY_IMAGES:
-        labelled = load_split(wired, require_dataset(wired, model.dataset_version), Split.TRAIN).images
-        everything = np.concatenate([calibration, probe, labelled[rng.permutation(len(labelled))]])
-        cut = min(calibrating, len(everything) // 2)
-        return everything[:cut], everything[cut : cut + measuring]
-    return calibration, probe
+    calibration, choice = field[:calibrating], field[calibrating:]
+    if len(calibration) == calibrating and len(probe) >= FEWEST_PARITY_IMAGES:
+        if len(choice) < FEWEST_PARITY_IMAGES:
+            choice, probe = probe[::2], probe[1::2]
+        return _FieldImages(calibration, choice, probe)
+    labelled = load_split(wired, require_dataset(wired, model.dataset_version), Split.TRAIN).images
+    everything = np.concatenate([field, probe, labelled[rng.permutation(len(labelled))]])
+    cut = min(calibrating, len(everything) // 2)
+    rest = everything[cut : cut + 2 * measuring]
+    return _FieldImages(everything[:cut], rest[::2], rest[1::2])
 
 
 def _shuffled(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:

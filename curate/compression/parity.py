@@ -16,7 +16,7 @@ Probabilities = NDArray[np.float32]
 class Parity:
     """How far int8 answers the same `n` frames as float does.
 
-    `agreement` in [0, 1] is what people notice and the gate asks for; `divergence` >= 0 breaks ties between schemes;
+    `agreement` in [0, 1] is what people notice and the gate asks for; `divergence` >= 0 ranks schemes;
     `max_abs_difference` is the largest change of any probability. What the first two are depends on the kind: see its
     `evaluate_parity`. With n = 0 all three are NaN.
     """
