@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from curate.catalog.models import ModelRow, Sample
+from curate.catalog.models import ModelRow, Sample, SampleStatus
 from curate.contracts.prediction import ClassificationPrediction
 from curate.errors import SelectionError
 from curate.selection.base import CandidatePool, SelectionPolicy
@@ -107,8 +107,9 @@ def expected(level: int) -> float:
 def test_where_the_models_differ_is_asked_first_and_explained(wired: Services) -> None:
     """With weight, the choice goes to what float and int8 disagree on, not to what int8 is unsure of, and says so."""
     model = release(wired)
-    samples = captures(wired, model)
-    wired.catalog.add_samples(samples)
+    samples, asked = captures(wired, model), foreign_sample(wired, 999, 160)
+    wired.catalog.add_samples([*samples, asked])
+    wired.catalog.set_status([asked.sample_id], SampleStatus.QUEUED)
     wired.catalog.open_round(1, budget=2, seed=0, now=NOW)
     pool, labelled = gather_candidates(wired, model, read_trust(wired))
     found = by_id(pool)
@@ -135,14 +136,15 @@ def test_the_devices_own_answer_and_its_own_measurement_count(wired: Services) -
     measured = replace(measured, prediction=measured.prediction.model_copy(update={"scores": {DISAGREEMENT: 0.125}}))
     other = foreign_sample(wired, 0, 0)
     wired.catalog.add_samples([own, measured, other])
+    wired.store.put(KEY, Compared({measured.sample_id: 0.9}).to_bytes())
     found = by_id(gather(wired, model))
     assert found[measured.sample_id] == 0.125
     assert found[other.sample_id] == pytest.approx(expected(0), abs=1e-3)
     assert found[own.sample_id] == pytest.approx(1 - answer_to(100)[0], abs=1e-3)
 
 
-def test_a_later_round_compares_only_what_is_new(wired: Services) -> None:
-    """What one round found the next finds in the bucket: it needs no picture of it, and forgets what has left."""
+def test_a_later_round_compares_only_what_is_new(wired: Services, caplog: pytest.LogCaptureFixture) -> None:
+    """What one round found the next finds in the bucket: it asks for no picture of it."""
     model = release(wired)
     samples = captures(wired, model)
     wired.catalog.add_samples(samples[:4])
@@ -155,6 +157,7 @@ def test_a_later_round_compares_only_what_is_new(wired: Services) -> None:
     assert {name: second[name] for name in first} == first
     assert np.isfinite(list(second.values())).all()
     assert set(Compared.from_bytes(wired.store.get(KEY)).by_id) == set(second)
+    assert not caplog.records
 
 
 def test_a_damaged_file_is_found_anew(wired: Services, caplog: pytest.LogCaptureFixture) -> None:
