@@ -64,7 +64,7 @@ def _question(sample: Sample, row: SelectedRow, bucket: str) -> AnnotationTask:
         width=sample.width,
         height=sample.height,
         pre_annotation=sample.prediction,
-        blind=row.role is SelectionRole.AUDIT,
+        blind=row.role is not SelectionRole.ACTIVE,
         context={
             "device": sample.device_id,
             "camera": sample.camera_id,

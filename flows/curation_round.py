@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from curate.catalog.models import Round, RoundPhase, TaskStatus
+from curate.catalog.models import Round, RoundPhase, SelectedRow, SelectionRole, TaskStatus
 from curate.catalog.rounds import has_reached, next_round_number
 from flows._report import publish_round_artifacts
 from flows._stage import stage_task
@@ -21,6 +21,7 @@ from flows.estimate_field import estimate_field
 from flows.explain import POLICY_FACT
 from flows.ingest_captures import ingest_captures
 from flows.release_model import release_model
+from flows.second_look import second_look
 from flows.select_samples import require_round, select_samples
 from flows.train_candidate import train_candidate
 
@@ -81,14 +82,21 @@ def _send(number: int) -> dict[str, Any]:
 
 
 def _await_answers(number: int) -> dict[str, Any] | None:
+    answered = _answered(number, lambda row: row.role is not SelectionRole.CONTESTED)
+    return None if answered is None else {"answered": answered, "field_accuracy": estimate_field(number)}
+
+
+def _answered(number: int, counts: Callable[[SelectedRow], bool]) -> int | None:
+    """Wait until enough of the tasks that count are answered; return how many are, None where time ran out."""
     settings = services().settings.round
     deadline = time.monotonic() + settings.wait_for_labels_s
+    asked = {row.sample_id for row in services().catalog.selection(number) if counts(row)}
     while True:
         collect_annotations()
-        tasks = services().catalog.tasks(round_number=number)
+        tasks = [task for task in services().catalog.tasks(round_number=number) if task.sample_id in asked]
         answered = sum(task.status in (TaskStatus.COMPLETED, TaskStatus.SKIPPED) for task in tasks)
         if answered >= settings.label_quorum * len(tasks):
-            return {"answered": answered, "field_accuracy": estimate_field(number)}
+            return answered
         if time.monotonic() >= deadline:
             return None
         time.sleep(settings.poll_interval_s)
@@ -100,6 +108,12 @@ def _train(number: int) -> dict[str, Any]:
 
 def _compress(number: int) -> dict[str, Any]:
     return {"compression": compress_candidate(_round(number).facts["model_id"])}
+
+
+def _settle(number: int) -> dict[str, Any] | None:
+    asked = second_look(_round(number).facts["model_id"])
+    answered = _answered(number, lambda row: row.role is SelectionRole.CONTESTED) if asked else 0
+    return None if answered is None else {"contested": answered}
 
 
 def _release(number: int) -> dict[str, Any]:
@@ -117,6 +131,7 @@ STAGES: tuple[tuple[RoundPhase, Callable[[int], dict[str, Any] | None]], ...] = 
     (RoundPhase.ANNOTATED, _await_answers),
     (RoundPhase.TRAINED, _train),
     (RoundPhase.COMPRESSED, _compress),
+    (RoundPhase.SETTLED, _settle),
     (RoundPhase.DECIDED, _release),
     (RoundPhase.CLOSED, _close),
 )

@@ -158,12 +158,15 @@ _OTHERS: Final = {
         "green",
     ),
     "audit": ("Audit", "Drawn at random to measure the field. No model is ever taught with them.", "blue"),
+    "contested": ("Contested", "Candidate and incumbent differ: asked before the candidate was judged.", "blue"),
 }
 
 
 def _group_of(row: SelectedRow, arms: Sequence[str]) -> tuple[str, str, str]:
     if row.role is SelectionRole.AUDIT:
         return _OTHERS["audit"]
+    if row.role is SelectionRole.CONTESTED:
+        return _OTHERS["contested"]
     if row.explored:
         return _OTHERS["explored"]
     if row.parts.get("evidence"):  # a verdict may come long after another arm has kept the frame

@@ -34,6 +34,8 @@ def few_words(row: SelectedRow) -> str:
     if row.role is SelectionRole.AUDIT:
         stands = "" if not row.inclusion_probability else f", for {1 / row.inclusion_probability:,.0f} frames"
         return f"drawn at random{stands}"
+    if row.role is SelectionRole.CONTESTED:
+        return "two models differ"
     words = [f"objected {row.parts['evidence']:.2f}"] if row.parts.get("evidence") else []
     if "model" in row.parts:
         words.append(f"unsure {row.parts['model']:.2f}")
@@ -127,6 +129,8 @@ def _outcome(account: Account) -> list[str]:
 def _purpose(row: SelectedRow) -> str:
     if row.role is SelectionRole.AUDIT:
         return "to measure the field; no model is taught with it"
+    if row.role is SelectionRole.CONTESTED:
+        return "to settle whether the candidate is better; it teaches from the next round on"
     return "to teach, drawn at random among the distinct sights" if row.explored else "to teach, chosen by the policy"
 
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow, get_run_logger
 
-from curate.catalog.models import DatasetItem, ModelRow, ModelStatus, Split
+from curate.catalog.models import ModelStatus
 from curate.contracts.release import ModelSpec
-from curate.metrics.evidence import Evidence
-from curate.metrics.kinds import judge_predictions
 from curate.release.assignments import assign
-from curate.release.gate import GateDecision, judge_candidate
 from curate.release.manifest import ReleaseDraft
 from curate.release.publish import publish_release
 from flows._fleet_sketch import sketch_for
+from flows._gate import decide
 from flows._stage import stage_task
-from flows._views import load_model, predict_pictured
-from flows._wiring import Services, services
-from flows.train_candidate import require_dataset, require_model
-
-CANDIDATE = "candidate"
+from flows._wiring import services
+from flows.train_candidate import require_model
 
 
 @flow(name="release-model")
@@ -45,7 +39,7 @@ def judge(model_id: str) -> dict[str, Any]:
     candidate = require_model(wired, model_id)
     if candidate.gate is not None:
         return candidate.gate
-    decision = asdict(_decide(wired, candidate, wired.catalog.released_model()))
+    decision = asdict(decide(wired, candidate))
     status = ModelStatus.CANDIDATE if decision["promote"] else ModelStatus.REFUSED
     wired.catalog.update_model(model_id, gate=decision, status=status)
     return decision
@@ -100,32 +94,3 @@ def assign_fleet() -> int:
             now=datetime.now(UTC),
         )
     return len(devices)
-
-
-def _decide(wired: Services, candidate: ModelRow, incumbent: ModelRow | None) -> GateDecision:
-    dataset = require_dataset(wired, candidate.dataset_version)
-    if incumbent is None:  # nothing is in the field yet that a random arm could have sampled
-        items = [item for item in dataset.items if item.split is Split.VALIDATION]
-    else:
-        items = [item for item in dataset.items if item.split is Split.TEST and item.inclusion_probability]
-    return judge_candidate(
-        _evidence(wired, candidate, items),
-        None if incumbent is None else _evidence(wired, incumbent, items),
-        [1.0 / (item.inclusion_probability or 1.0) for item in items],
-        [item.group for item in items],
-        wired.settings.gate,
-        int8_ratio=candidate.metrics["int8_bytes"] / candidate.metrics["float_bytes"],
-        parity=_number(candidate.metrics["parity"]),
-    )
-
-
-def _number(stored: float | None) -> float:
-    """JSON knows no NaN: the catalog returns None for it."""
-    return float("nan") if stored is None else stored
-
-
-def _evidence(wired: Services, model: ModelRow, items: Sequence[DatasetItem]) -> Evidence:
-    """Hold what the model's int8 file answers to each item against what people settled on."""
-    labels = wired.settings.labels
-    views = predict_pictured(wired, load_model(wired, model), model.release_id or CANDIDATE, items)
-    return judge_predictions(labels.kind, views.predictions, [item.label for item in items], labels.class_names)

@@ -52,7 +52,7 @@ def build_dataset(round_number: int) -> str:
     labelled = _labelled_samples(wired)
     previous = wired.catalog.latest_dataset_version()
     known = {item.sample_id for item in previous.items} if previous else set()
-    groups, scenes = _relate(wired, [entry.sample for entry in labelled])
+    groups, scenes = relate_samples(wired, [entry.sample for entry in labelled])
     dataset = plan_splits(
         previous,
         labelled,
@@ -187,8 +187,8 @@ def _labelled_samples(wired: Services) -> list[LabelledSample]:
     return labelled
 
 
-def _relate(wired: Services, samples: Sequence[Sample]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Groups of the samples, and the pairs of one scene across groups, as the incumbent sees them.
+def relate_samples(wired: Services, samples: Sequence[Sample]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return groups of the samples, and the pairs of one scene across groups, as the incumbent sees them.
 
     Before there is an incumbent, groups are time blocks alone.
     """

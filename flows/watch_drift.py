@@ -59,7 +59,7 @@ def _by_camera(wired: Services, incumbent: ModelRow) -> dict[str, list[Sample]]:
     """
     policy = wired.settings.drift
     since = incumbent.created_at - timedelta(days=policy.reference_days)
-    taught = {row.sample_id for row in wired.catalog.selections() if row.role is SelectionRole.ACTIVE}
+    taught = {row.sample_id for row in wired.catalog.selections() if row.role is not SelectionRole.AUDIT}
     cameras: dict[str, list[Sample]] = {}
     for sample in wired.catalog.samples(since=since, random_arm_only=True):
         if sample.sample_id not in taught:

@@ -92,9 +92,20 @@ class Ledger:
                 return
             if saved:
                 raise CatalogError(f"round {round_number} has another selection already")
-            _take_from_pool(connection, [row.sample_id for row in chosen])
-            insert_all(connection, tables.selections, [_row_of_selected(row) for row in chosen])
-            insert_all(connection, tables.tasks, [_planned_task(row) for row in chosen])
+            _queue(connection, chosen)
+
+    def extend_selection(self, round_number: int, rows: Sequence[SelectedRow]) -> None:
+        """Add to a round's choice and plan the tasks, all or nothing; adding the same rows again changes nothing.
+
+        Raises:
+            CatalogError: a sample is neither in the pool nor in the round as it is given here, or a row is of another
+                round.
+        """
+        if any(row.round_number != round_number for row in rows):
+            raise CatalogError(f"the selection holds rows of other rounds than {round_number}")
+        with self._database.write() as connection:
+            saved = _fetch_selection(connection, round_number)
+            _queue(connection, [row for row in sorted(rows, key=lambda row: row.rank) if row not in saved])
 
     def selection(self, round_number: int) -> list[SelectedRow]:
         """What a round chose, by rank."""
@@ -217,6 +228,12 @@ def _fetch_selection(connection: Connection, round_number: int) -> list[Selected
     columns = tables.selections.c
     query = select(tables.selections).where(columns.round_number == round_number).order_by(columns.rank)
     return [_selected_of_row(row) for row in connection.execute(query)]
+
+
+def _queue(connection: Connection, chosen: Sequence[SelectedRow]) -> None:
+    _take_from_pool(connection, [row.sample_id for row in chosen])
+    insert_all(connection, tables.selections, [_row_of_selected(row) for row in chosen])
+    insert_all(connection, tables.tasks, [_planned_task(row) for row in chosen])
 
 
 def _row_of_selected(row: SelectedRow) -> dict[str, Any]:

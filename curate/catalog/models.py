@@ -30,10 +30,12 @@ class SampleStatus(StrEnum):
 
 
 class SelectionRole(StrEnum):
-    """Why a sample was chosen: to learn from, or to keep the numbers honest."""
+    """Why a sample was chosen: to learn from, to keep the numbers honest, or to tell two models apart."""
 
     ACTIVE = "active"
     AUDIT = "audit"
+    CONTESTED = "contested"
+    """A candidate and its incumbent answered it differently; it teaches from the next round on."""
 
 
 class Split(StrEnum):
@@ -172,6 +174,8 @@ class RoundPhase(StrEnum):
     ANNOTATED = "annotated"
     TRAINED = "trained"
     COMPRESSED = "compressed"
+    SETTLED = "settled"
+    """Nobody has to be asked any more to judge the candidate."""
     DECIDED = "decided"
     CLOSED = "closed"
 
@@ -200,7 +204,7 @@ class SelectedRow:
     role: SelectionRole
     utility: float
     inclusion_probability: float | None
-    """For audits: random arm probability times the probability of the audit draw."""
+    """For audits and contested captures: random arm probability times the probability of the draw."""
     reasons: tuple[str, ...]
     cluster: int | None = None
     """The sight it was taken as part of; numbered within its round."""

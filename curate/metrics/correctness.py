@@ -59,19 +59,8 @@ class Correctness:
         return wilson(mean, self._effective_size(weights, blocks, block_of, mean), count - 1, confidence)
 
     def difference(self, incumbent: Self, weights: Float64Array, blocks: Sequence[str]) -> Difference:
-        """Return the paired difference; its variance is linearised between blocks, with two pretended frames.
-
-        The pretended frames disagree in opposite ways, so that the variance never vanishes (Agresti & Min 2005).
-        """
-        differences = self.correct - incumbent.correct
-        mean, total = Correctness(differences).value(weights), float(weights.sum())
-        block_of, count = block_numbers(blocks)
-        if count < 2:
-            return Difference(mean, 1.0, 0)
-        residuals = np.bincount(block_of, weights * (differences - mean))
-        pretended = total / len(weights)
-        squares = count / (count - 1) * float((residuals**2).sum()) + pretended**2
-        return Difference(mean, float(np.sqrt(squares)) / (total + 2 * pretended), count - 1)
+        """Return the paired difference (`mean_difference`)."""
+        return mean_difference(self.correct - incumbent.correct, weights, blocks)
 
     def _effective_size(self, weights: Float64Array, blocks: Sequence[str], block_of: IntArray, mean: float) -> float:
         """Return how many independent, equally weighed frames would be as informative (never more than Kish's size)."""
@@ -84,3 +73,19 @@ class Correctness:
         between = count / (count - 1) * float((residuals**2).sum()) / total**2
         variance = (count * between + PRETENDED_BLOCKS * spread / alike) / (count + PRETENDED_BLOCKS)
         return min(spread / variance, float(total**2 / (weights**2).sum()))
+
+
+def mean_difference(differences: Float64Array, weights: Float64Array, blocks: Sequence[str]) -> Difference:
+    """Return the weighted mean of how much better one model was on each of n frames, float64 [n] in [-1, 1].
+
+    Its variance is linearised between blocks. Two pretended frames that disagree in opposite ways keep it from
+    vanishing (Agresti & Min 2005).
+    """
+    mean, total = Correctness(differences).value(weights), float(weights.sum())
+    block_of, count = block_numbers(blocks)
+    if count < 2:
+        return Difference(mean, 1.0, 0)
+    residuals = np.bincount(block_of, weights * (differences - mean))
+    pretended = total / len(weights)
+    squares = count / (count - 1) * float((residuals**2).sum()) + pretended**2
+    return Difference(mean, float(np.sqrt(squares)) / (total + 2 * pretended), count - 1)

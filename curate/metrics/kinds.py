@@ -9,7 +9,7 @@ import numpy as np
 
 from curate.catalog.boxes import corner_array, parse_boxes
 from curate.catalog.verdicts import score_prediction
-from curate.contracts.prediction import DetectedBox, DetectionPrediction, Prediction
+from curate.contracts.prediction import ClassificationPrediction, DetectedBox, DetectionPrediction, Prediction
 from curate.errors import CatalogError
 from curate.metrics.correctness import Correctness
 from curate.metrics.detection import PredictedBoxes, TrueBoxes, match_frames
@@ -32,6 +32,20 @@ def judge_predictions(
     if len(predictions) != len(labels):
         raise CatalogError(f"{len(predictions)} predictions for {len(labels)} labels")
     return JUDGES[kind](predictions, labels, class_names)
+
+
+def tell_apart(kind: str, left: Sequence[Prediction], right: Sequence[Prediction]) -> list[bool]:
+    """Return row by row whether a label could show that one of two answers is better.
+
+    Raises:
+        CatalogError: with this kind any label could, as with boxes: whose confidence is higher matters to the metric
+            although both show the same.
+    """
+    if kind not in DIFFER:
+        raise CatalogError(
+            f"{kind} predictions cannot be told apart without a label", hint=f"kinds: {', '.join(DIFFER)}"
+        )
+    return [DIFFER[kind](mine, yours) for mine, yours in zip(left, right, strict=True)]
 
 
 def true_boxes(label: Label, class_names: tuple[str, ...]) -> TrueBoxes:
@@ -62,6 +76,11 @@ def _judge_boxes(predictions: Sequence[Prediction], labels: Sequence[Label], cla
     return match_frames([predicted_boxes(boxes_of(said)) for said in predictions], truth, len(class_names))
 
 
+def _name_different_classes(left: Prediction, right: Prediction) -> bool:
+    named = [each.class_index for each in (left, right) if isinstance(each, ClassificationPrediction)]
+    return len(set(named)) != 1
+
+
 def boxes_of(prediction: Prediction) -> Sequence[DetectedBox]:
     """Return the boxes of a detection, the faint ones included.
 
@@ -74,3 +93,4 @@ def boxes_of(prediction: Prediction) -> Sequence[DetectedBox]:
 
 
 JUDGES: Final[Mapping[str, Judge]] = {"classification": _judge_classes, "detection": _judge_boxes}
+DIFFER: Final[Mapping[str, Callable[[Prediction, Prediction], bool]]] = {"classification": _name_different_classes}

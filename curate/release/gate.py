@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.errors import ReleaseError
 from curate.metrics.evidence import Difference, Evidence, Float64Array
+from curate.release.second_look import SecondLook
 
 E = TypeVar("E", bound=Evidence)
 
@@ -34,6 +35,12 @@ class GatePolicy(BaseModel):
         default=-0.01, ge=-1, le=1, description="Smallest observed candidate minus incumbent metric."
     )
     min_labels: int = Field(default=30, ge=2, description="Fewer held-out labels are not enough evidence.")
+    second_look_labels: int = Field(
+        default=60,
+        ge=0,
+        description="Before a candidate is refused that may well be better, at most so many more random-arm captures "
+        "are asked about, of those that it and the incumbent answer differently. 0: none.",
+    )
     min_first_value: float = Field(
         default=0.4, ge=0, le=1, description="Held-out metric that a very first release has to show."
     )
@@ -58,6 +65,7 @@ class GateDecision:
 
     `difference` is the candidate's `metric` minus the incumbent's with its two-sided 95 % interval; both are None for a
     first release and when there was too little evidence to compute them. `n` counts the held-out labels.
+    `is_open` says that a refused candidate may be better all the same: a second look can tell.
     """
 
     promote: bool
@@ -67,6 +75,7 @@ class GateDecision:
     ci95: tuple[float, float] | None
     n: int
     metric: str = "accuracy"
+    is_open: bool = False
 
 
 def judge_candidate(
@@ -78,6 +87,7 @@ def judge_candidate(
     *,
     int8_ratio: float,
     parity: float,
+    second_look: SecondLook | None = None,
 ) -> GateDecision:
     """Decide whether the candidate may be released, from both models' answers to the same n held-out captures.
 
@@ -87,7 +97,10 @@ def judge_candidate(
     the int8 file agrees with the float one, `int8_ratio` is its size over the other's; NaN has not been shown.
 
     With an incumbent two things have to hold for the paired, weighted difference: a loss above `tolerance` is ruled
-    out with `confidence`, and what was observed is no worse than `min_difference`.
+    out with `confidence`, and what was observed is no worse than `min_difference`. Refused for this alone, while the
+    95 % interval reaches above zero, it is open; a `second_look` then takes the labels' place for the difference. With
+    it (250 captures in bursts of 2, differing on 15 to 25 %) a candidate 5 points better is promoted in 96-98 %
+    instead of 63-74 % of cases, one 8 points worse in 11-12 % instead of 10 %.
 
     Accuracy: the variance is linearised between bursts (`Correctness.difference`). Defaults, simulated with models that
     differ on 12 % / 20 % of captures, 1,000 runs each: a candidate 8 points worse is refused in 96 / 91 % of cases at
@@ -106,17 +119,24 @@ def judge_candidate(
     _verify_design(weight, bursts, candidate, *(() if incumbent is None else (incumbent,)))
     failures = _artifact_failures(policy, int8_ratio, parity)
     value = candidate.value(weight) if len(candidate) else float("nan")
+    if incumbent is not None and second_look is not None and len(second_look) >= policy.min_labels:
+        return _judge_pair(candidate, value, second_look.difference(), policy, failures, second_look)
     if len(candidate) < policy.min_labels or not np.isfinite(value):
-        return _not_enough(candidate, policy, failures)
+        return _not_enough(candidate, policy, failures, is_open=incumbent is not None and not failures)
     if incumbent is None:
         return _judge_first(candidate, value, policy, failures)
     return _judge_pair(candidate, value, candidate.difference(incumbent, weight, bursts), policy, failures)
 
 
 def _judge_pair(
-    candidate: Evidence, value: float, difference: Difference, policy: GatePolicy, failures: list[str]
+    candidate: Evidence,
+    value: float,
+    difference: Difference,
+    policy: GatePolicy,
+    failures: list[str],
+    second_look: SecondLook | None = None,
 ) -> GateDecision:
-    lower, metric = difference.bound(1 - policy.confidence), candidate.metric
+    lower, metric, has_sound_file = difference.bound(1 - policy.confidence), candidate.metric, not failures
     if lower < -policy.tolerance:
         failures.append(
             f"a loss of more than {policy.tolerance:.3f} is not ruled out: with {policy.confidence:.0%} confidence "
@@ -129,14 +149,17 @@ def _judge_pair(
     shown = (
         f"{metric} changed by {difference.mean:+.3f} (at least {lower:+.3f} with {policy.confidence:.0%} confidence)"
     )
+    ci95 = difference.bound(0.025), difference.bound(0.975)
+    looked = f"{len(candidate)} held-out labels" if second_look is None else second_look.in_words()
     return GateDecision(
         promote=not failures,
-        reasons=tuple(failures) or (f"{shown} on {len(candidate)} held-out labels",),
-        candidate_value=value,
+        reasons=(*failures, f"seen on {looked}") if failures else (f"{shown} on {looked}",),
+        candidate_value=value if np.isfinite(value) else None,
         difference=difference.mean,
-        ci95=(difference.bound(0.025), difference.bound(0.975)),
+        ci95=ci95,
         n=len(candidate),
         metric=metric,
+        is_open=bool(failures) and has_sound_file and second_look is None and ci95[1] > 0,
     )
 
 
@@ -166,9 +189,9 @@ def _artifact_failures(policy: GatePolicy, int8_ratio: float, parity: float) -> 
     return failures
 
 
-def _not_enough(candidate: Evidence, policy: GatePolicy, failures: Sequence[str]) -> GateDecision:
+def _not_enough(candidate: Evidence, policy: GatePolicy, failures: Sequence[str], *, is_open: bool) -> GateDecision:
     n = len(candidate)
     reason = f"not enough evidence: {n} held-out labels, {policy.min_labels} needed"
     if n >= policy.min_labels:
         reason = f"not enough evidence: none of {n} held-out labels lets {candidate.metric} be measured"
-    return GateDecision(False, (reason, *failures), None, None, None, n, candidate.metric)
+    return GateDecision(False, (reason, *failures), None, None, None, n, candidate.metric, is_open)

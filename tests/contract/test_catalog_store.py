@@ -452,6 +452,22 @@ def test_the_same_selection_twice_is_nothing_new_and_another_is_refused(catalog:
     assert _status(catalog, "c-2") is SampleStatus.POOL
 
 
+def test_a_selection_can_grow(catalog: Catalog) -> None:
+    """What is added is queued like the rest; adding it again changes nothing, and a wrong addition adds nothing."""
+    ids = _fill(catalog, 5)
+    _select(catalog, ids[:2])
+    more = [replace(row, rank=row.rank + 2, role=SelectionRole.CONTESTED) for row in _selected(ids[2:4])]
+    for _ in range(2):
+        catalog.extend_selection(1, more)
+    assert catalog.selection(1) == [*_selected(ids[:2]), *more]
+    assert [task.status for task in catalog.tasks(round_number=1)] == [TaskStatus.PLANNED] * 4
+    with pytest.raises(CatalogError, match="not in the pool"):
+        catalog.extend_selection(1, [replace(more[0], rank=9), replace(more[0], rank=10, sample_id="c-4")])
+    with pytest.raises(CatalogError, match="other rounds"):
+        catalog.extend_selection(2, more)
+    assert _status(catalog, "c-4") is SampleStatus.POOL
+
+
 @pytest.mark.parametrize("bad", ["labelled", "queued", "unknown", "twice", "round"])
 def test_a_selection_outside_the_pool_is_refused_whole(catalog: Catalog, bad: str) -> None:
     """One sample that is not in the pool, twice in the list, or a round nobody opened: nothing is stored."""
