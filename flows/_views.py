@@ -34,9 +34,9 @@ class Views:
     embeddings: NDArray[np.float32]
 
 
-def load_model(services: Services, model: ModelRow) -> OnnxModel:
-    """Return the model's int8 file, ready to run."""
-    return OnnxModel(fetch_model_file(services.store, model.artifacts["int8"], services.settings.cache_dir))
+def load_model(services: Services, model: ModelRow, *, role: str = "int8") -> OnnxModel:
+    """Return the model's int8 file, or the one of another role, ready to run."""
+    return OnnxModel(fetch_model_file(services.store, model.artifacts[role], services.settings.cache_dir))
 
 
 def answer_frames(model: OnnxModel, frames: Frames) -> list[Answer]:
@@ -81,7 +81,11 @@ def view_samples(services: Services, model: ModelRow, samples: Sequence[Sample])
 
 def see_samples(services: Services, model: ModelRow, samples: Sequence[Sample]) -> FrameViews:
     """See every sample as selection compares them: through what `model` says of it."""
-    views = view_samples(services, model, samples)
+    return compare_views(services, samples, view_samples(services, model, samples))
+
+
+def compare_views(services: Services, samples: Sequence[Sample], views: Views) -> FrameViews:
+    """Return what selection compares the samples by, given what a model says of them."""
     sizes = [(sample.height, sample.width) for sample in samples]
     return view_frames(services.settings.labels.kind, views.predictions, views.embeddings, sizes)
 

@@ -15,11 +15,13 @@ from curate.errors import BlobNotFoundError, CatalogError, Error, SelectionError
 from curate.selection.base import CandidatePool, LabelledSet, SampleRole, Selection, annotation_cost
 from curate.selection.batch import select_batch
 from curate.selection.cells import Cells
+from curate.selection.uncertainty import rate_uncertainty
 from curate.storage.ports import BlobStore
+from flows._disagreement import gather_disagreement
 from flows._labels import agreed_labels
 from flows._stage import stage_task
 from flows._trust import FleetTrust, describe_standing, read_trust
-from flows._views import see_samples
+from flows._views import compare_views, view_samples
 from flows._wiring import Services, services
 from flows.explain_sheet import build_sheet, sheet_key
 
@@ -101,8 +103,9 @@ def gather_candidates(wired: Services, incumbent: ModelRow, trust: FleetTrust) -
     samples = sorted(wired.catalog.samples(), key=lambda sample: sample.sample_id)
     asked = [sample for sample in samples if sample.status in (SampleStatus.LABELLED, SampleStatus.QUEUED)]
     free = [sample for sample in samples if sample.status is SampleStatus.POOL]
-    views = see_samples(wired, incumbent, [*asked, *free])
-    pooled = slice(len(asked), None)
+    said = view_samples(wired, incumbent, [*asked, *free])
+    views = compare_views(wired, [*asked, *free], said)
+    pooled, policy = slice(len(asked), None), wired.settings.selection
     groups = assign_groups([*asked, *free], {}, wired.settings.split.block_s)
     audits = wired.catalog.audited()
     labelled = LabelledSet(
@@ -114,19 +117,22 @@ def gather_candidates(wired: Services, incumbent: ModelRow, trust: FleetTrust) -
         captured_s=capture_seconds(asked),
         classes=label_classes(wired, asked),
     )
+    probabilities = None if views.probabilities is None else views.probabilities[pooled]
+    uncertainty = None if views.uncertainty is None else views.uncertainty[pooled]
+    unsure = rate_uncertainty(policy.uncertainty, probabilities, uncertainty)
     pool = CandidatePool(
         ids=tuple(sample.sample_id for sample in free),
         embeddings=views.embeddings[pooled],
-        probabilities=None if views.probabilities is None else views.probabilities[pooled],
-        uncertainty=None if views.uncertainty is None else views.uncertainty[pooled],
-        cost=annotation_cost(views.boxes[pooled], wired.settings.selection),
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+        cost=annotation_cost(views.boxes[pooled], policy),
         devices=tuple(sample.device_id for sample in free),
         cameras=tuple(sample.camera_id for sample in free),
         groups=tuple(groups[sample.sample_id] for sample in free),
         random_probability=np.array([_auditable(sample, incumbent) for sample in free], np.float64),
         feedback=trust.evidence(free),
         captured_s=capture_seconds(free),
-        disagreement=_disagreement(free, incumbent),
+        disagreement=gather_disagreement(wired, incumbent, free, said.predictions[pooled], unsure),
         sites=trust.sites(free),
         probation=trust.probation(free),
     )
@@ -164,21 +170,6 @@ def label_classes(wired: Services, asked: Sequence[Sample]) -> NDArray[np.int64]
     labels = agreed_labels(wired, [sample.sample_id for sample in asked])
     named = [labels.get(sample.sample_id, {}).get("class") for sample in asked]
     return np.array([numbers.get(name, -1) for name in named], np.int64)
-
-
-DISAGREEMENT = "disagreement"
-"""The score under which a device says how far its int8 model was from the float one it was made of."""
-
-
-def _disagreement(samples: Sequence[Sample], incumbent: ModelRow) -> NDArray[np.float64] | None:
-    """Return what devices measured with the incumbent, NaN where they did not; None where none did."""
-    told = [
-        sample.prediction.scores.get(DISAGREEMENT)
-        if sample.prediction is not None and sample.release_id == incumbent.release_id
-        else None
-        for sample in samples
-    ]
-    return None if all(value is None for value in told) else np.array(told, np.float64)
 
 
 def capture_seconds(samples: Sequence[Sample]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
@@ -17,20 +17,31 @@ from numpy.typing import NDArray
 from curate.catalog.columns import EVERYTHING, IdRange, SampleColumns
 from curate.catalog.models import ModelRow, Sample, SampleStatus
 from curate.errors import CatalogError, ConfigError, SelectionError
-from curate.selection.base import CandidatePool, LabelledSet, Progress, Selection, annotation_cost, tell_nobody
+from curate.selection.base import (
+    CandidatePool,
+    LabelledSet,
+    Progress,
+    Selection,
+    SelectionPolicy,
+    annotation_cost,
+    tell_nobody,
+)
 from curate.selection.exchange import concatenate
 from curate.selection.shard_work import Workplace
 from curate.selection.sharded import select_sharded
+from flows._disagreement import DISAGREEMENT
 from flows._trust import FleetTrust, Sent, read_trust
 from flows._views import see_samples
 from flows._wiring import Services, services
-from flows.select_samples import DISAGREEMENT, capture_seconds, label_classes
+from flows.select_samples import capture_seconds, label_classes
 
 if TYPE_CHECKING:
     from distributed import Client
 
 EXCHANGE = "models/sharded"
 """Prefix of what workers leave for each other in the bucket."""
+
+NOT_COMPARED = "in shards only what devices report tells how far int8 is from float: nothing was compared here"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,7 +60,7 @@ def select_across(
     if wired.settings.catalog_url.startswith("sqlite"):
         raise ConfigError("workers cannot share an SQLite catalog", hint="move the catalog to PostgreSQL")
     with open_client(scale.dask_scheduler or "") as client:
-        return select_sharded(
+        selection = select_sharded(
             partial(open_workplace, incumbent.model_id, scale.rows_per_part, name),
             gather_labelled(wired, incumbent),
             wired.settings.selection,
@@ -60,6 +71,13 @@ def select_across(
             rows_per_shard=scale.rows_per_shard,
             progress=progress,
         )
+    return say_what_counts(selection, wired.settings.selection)
+
+
+def say_what_counts(selection: Selection, policy: SelectionPolicy) -> Selection:
+    """Note what workers do not do: run the float model over a pool that is too large for one machine."""
+    notes = (NOT_COMPARED,) if policy.disagreement_weight > 0 else ()
+    return replace(selection, notes=(*selection.notes, *notes))
 
 
 @contextmanager

@@ -107,6 +107,14 @@ class AnswerKind(Protocol):
             BadOutputError: the two cannot be compared, or hold NaN.
         """
 
+    def disagreement(self, left: Prediction, right: Prediction) -> float:
+        """Return how far two models' answers to one frame are apart, in [0, 1]: the largest change of any probability,
+        0 for the same. What holds no probability, such as an embedding, does not count.
+
+        Raises:
+            BadOutputError: one is of another kind, or over other classes.
+        """
+
     def describe(self, prediction: Prediction, class_names: Sequence[str]) -> dict[str, Any]:
         """Return the part of the agent's HTTP answer that depends on the kind, as JSON values.
 

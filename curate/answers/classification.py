@@ -223,6 +223,18 @@ class Classification:
         verify_shapes_equal(found, expected, self.output_names)
         return max(largest_difference(found[name], expected[name]) for name in self.output_names)
 
+    def disagreement(self, left: Prediction, right: Prediction) -> float:
+        """Return the largest difference of a probability.
+
+        Raises:
+            BadOutputError: one is of another kind, or over other classes.
+        """
+        if not isinstance(left, ClassificationPrediction) or not isinstance(right, ClassificationPrediction):
+            raise BadOutputError("not two classifications")
+        if len(left.probabilities) != len(right.probabilities):
+            raise BadOutputError(f"distributions over {len(left.probabilities)} and {len(right.probabilities)} classes")
+        return max(abs(a - b) for a, b in zip(left.probabilities, right.probabilities, strict=True))
+
     def describe(self, prediction: Prediction, class_names: Sequence[str]) -> dict[str, Any]:
         """Return label, class index and probabilities.
 

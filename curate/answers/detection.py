@@ -279,15 +279,22 @@ class Detection:
         verify_shapes_equal(found, expected, self.output_names)
         for name in (BOXES, PROBABILITIES, BOX_EMBEDDINGS):
             largest_difference(found[name], expected[name])  # refuses what is not finite
-        apart = 1.0 - pairwise_iou(found[BOXES], expected[BOXES])
-        for column in range(found[PROBABILITIES].shape[1]):
-            left, right = found[PROBABILITIES][:, column], expected[PROBABILITIES][:, column]
-            apart = np.maximum(apart, np.abs(left[:, None] - right[None, :]))
         return max(
             largest_difference(found[EMBEDDING], expected[EMBEDDING]),
-            _farthest(apart, found[PROBABILITIES]),
-            _farthest(apart.T, expected[PROBABILITIES]),
+            _worst(found[BOXES], found[PROBABILITIES], expected[BOXES], expected[PROBABILITIES]),
         )
+
+    def disagreement(self, left: Prediction, right: Prediction) -> float:
+        """Return how far the worst box of either side is from its nearest counterpart, as `golden_difference` does:
+        a box that moved counts as well as one whose score changed, and none for more than its own score.
+
+        Raises:
+            BadOutputError: one is of another kind, or over other classes.
+        """
+        sides = (*_wire_arrays(left), *_wire_arrays(right))
+        if sides[1].size and sides[3].size and sides[1].shape[1] != sides[3].shape[1]:
+            raise BadOutputError(f"boxes over {sides[1].shape[1]} and {sides[3].shape[1]} classes")
+        return min(_worst(*sides), 1.0)
 
     def describe(self, prediction: Prediction, class_names: Sequence[str]) -> dict[str, Any]:
         """Return every box with its label, score, corners and whether it is to be shown; and the threshold.
@@ -325,6 +332,27 @@ def _verify_values(boxes: Floats, probabilities: Floats) -> None:
     lowest, highest = probabilities.min(initial=0.0), probabilities.max(initial=1.0)
     if lowest < -_PROBABILITY_TOLERANCE or highest > 1.0 + _PROBABILITY_TOLERANCE:
         raise BadOutputError("a probability leaves [0, 1]")
+
+
+def _wire_arrays(prediction: Prediction) -> tuple[Floats, Floats]:
+    """Return the boxes [B, 4] of a detection, the faint ones included, and their probabilities [B, K]."""
+    if not isinstance(prediction, DetectionPrediction):
+        raise BadOutputError("not a detection")
+    boxes = prediction.boxes
+    if len({len(box.probabilities) for box in boxes}) > 1:
+        raise BadOutputError("boxes over different classes")
+    corners = [(box.x_min, box.y_min, box.x_max, box.y_max) for box in boxes]
+    probabilities = np.array([box.probabilities for box in boxes], np.float32)
+    return np.array(corners, np.float32).reshape(-1, 4), probabilities.reshape(len(boxes), -1 if boxes else 0)
+
+
+def _worst(boxes: Floats, probabilities: Floats, other_boxes: Floats, other_probabilities: Floats) -> float:
+    """Return how far the worst candidate of either side is from its nearest counterpart: boxes [C, 4] with
+    probabilities [C, K] against [D, 4] with [D, K]. See `Detection.golden_difference`."""
+    apart = 1.0 - pairwise_iou(boxes, other_boxes)
+    for left, right in zip(probabilities.T, other_probabilities.T, strict=False):  # a side without boxes has no columns
+        apart = np.maximum(apart, np.abs(left[:, None] - right[None, :]))
+    return max(_farthest(apart, probabilities), _farthest(apart.T, other_probabilities))
 
 
 def _farthest(apart: Floats, probabilities: Floats) -> float:

@@ -136,6 +136,12 @@ class SelectionPolicy(BaseModel):
     disagreement_weight: float = Field(
         default=0.0, ge=0, le=1, description="Share of the uncertainty that is the pool's disagreement column."
     )
+    max_compared: int = Field(
+        default=5000,
+        ge=0,
+        description="So many of the least sure captures are held against the float model, where the disagreement has"
+        " weight and no device measured it. Bounds a round's pictures fetched and inferences run.",
+    )
     exclude_labelled_groups: bool = Field(
         default=True, description="Keep active picks out of bursts that already hold a training label."
     )

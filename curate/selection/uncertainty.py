@@ -62,9 +62,16 @@ def rate_uncertainty(
 
 
 def mix_disagreement(uncertainty: Float64Array, disagreement: Float64Array, weight: float) -> Float64Array:
-    """Return the weighted mean of both, float64 [N]; where the disagreement is NaN the uncertainty stands alone."""
-    known = np.where(np.isnan(disagreement), uncertainty, disagreement)
-    return np.asarray((1.0 - weight) * uncertainty + weight * known)
+    """Return the weighted mean of both, float64 [N]. Where the disagreement is NaN, the median of the others stands in.
+
+    Two models mostly agree, also where both are unsure: would the uncertainty stand alone there, then a capture that
+    nobody compared would come before one of the same uncertainty that was. Where none is known, it does stand alone.
+    """
+    unknown = np.isnan(disagreement)
+    if unknown.all():
+        return uncertainty
+    assumed = np.where(unknown, np.median(disagreement[~unknown]), disagreement)
+    return np.asarray((1.0 - weight) * uncertainty + weight * assumed)
 
 
 def raise_by_evidence(uncertainty: Float64Array, evidence: Float64Array) -> Float64Array:

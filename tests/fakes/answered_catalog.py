@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curate.catalog.images import encode_jpeg
 from curate.catalog.models import DatasetVersion, ModelRow, ModelStatus, Sample
@@ -16,6 +19,9 @@ from curate.contracts.prediction import ClassificationPrediction
 from flows._blobs import put_model_file
 from flows._wiring import Services
 from tests.fakes.tiny_model import CLASSES, EMBEDDING_DIM, tiny_model
+
+if TYPE_CHECKING:
+    import onnx
 
 RELEASE = "r-1"
 START = datetime(2026, 5, 1, 8, 0, tzinfo=UTC)
@@ -30,18 +36,25 @@ def write_labels(path: Path) -> Path:
 
 
 def release_tiny(wired: Services) -> ModelRow:
-    """Keep the tiny model as the fleet's released model."""
+    """Keep the tiny model as the fleet's released model; it has no float file."""
+    return release_files(wired, {"int8": tiny_model(SIZE)})
+
+
+def release_files(
+    wired: Services,
+    files: Mapping[str, onnx.ModelProto],
+    *,
+    kind: str = "classification",
+    class_names: Sequence[str] = CLASSES,
+) -> ModelRow:
+    """Keep these files, by role, as the fleet's released model."""
     import onnx
 
-    proto = tiny_model(SIZE)
-    facts = {
-        "kind": "classification",
-        "class_names": json.dumps(CLASSES),
-        "frame_shape": f"[{SIZE}, {SIZE}, 3]",
-        "embedding_dim": str(EMBEDDING_DIM),
-    }
-    onnx.helper.set_model_props(proto, facts)
-    key = put_model_file(wired.store, "int8.onnx", proto.SerializeToString())
+    facts = {"kind": kind, "class_names": json.dumps(list(class_names)), "frame_shape": f"[{SIZE}, {SIZE}, 3]"}
+    keys = {}
+    for role, proto in files.items():
+        onnx.helper.set_model_props(proto, facts)
+        keys[role] = put_model_file(wired.store, f"{role}.onnx", proto.SerializeToString())
     wired.catalog.save_dataset_version(DatasetVersion(dataset_digest(()), 0, START, ()))
     row = ModelRow(
         model_id="m-1",
@@ -49,7 +62,7 @@ def release_tiny(wired: Services) -> ModelRow:
         dataset_version=dataset_digest(()),
         created_at=START,
         status=ModelStatus.RELEASED,
-        artifacts={"int8": key},
+        artifacts=keys,
         metrics={},
         release_id=RELEASE,
         release_number=1,
@@ -73,7 +86,12 @@ def answered_samples(count: int, *, seed: int = 0, scenes: int | None = None) ->
 
 def foreign_sample(wired: Services, number: int, brightness: int) -> Sample:
     """A capture that another release answered; its picture lies in the bucket."""
-    picture = encode_jpeg(np.full((SIZE, SIZE, 3), brightness, np.uint8))
+    return pictured_sample(wired, number, np.full((SIZE, SIZE, 3), brightness, np.uint8))
+
+
+def pictured_sample(wired: Services, number: int, pixels: NDArray[np.uint8]) -> Sample:
+    """The same of any picture, uint8 [SIZE, SIZE, 3]."""
+    picture = encode_jpeg(pixels)
     digest = hashlib.sha256(picture).hexdigest()
     wired.store.put(f"captures/cam-1/{digest}.jpg", picture)
     sample = _sample(number, np.ones(5, np.float32), [0.5, 0.25, 0.25], True)

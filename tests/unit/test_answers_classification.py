@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from curate.answers.base import BadOutputError, pack_embedding, unit, verify_embedding
 from curate.answers.classification import CLASSIFICATION, FLICKER, evaluate_scores
-from curate.contracts.prediction import ClassificationPrediction
+from curate.contracts.prediction import ClassificationPrediction, DetectionPrediction
 from curate.contracts.release import ModelSpec
 
 
@@ -124,6 +124,19 @@ def test_the_golden_difference_is_the_largest_one() -> None:
     for bad in (outputs(0.5, 0.5), outputs(float("nan"), 0.5, 0.5)):
         with pytest.raises(BadOutputError):
             CLASSIFICATION.golden_difference(bad, expected)
+
+
+def test_two_models_disagree_by_the_largest_change_of_a_probability() -> None:
+    """The embedding does not count; distributions over other classes, and other kinds, cannot be compared."""
+
+    def said(*probabilities: float) -> ClassificationPrediction:
+        return ClassificationPrediction(prediction_id="p", release_id="r", probabilities=list(probabilities))
+
+    assert CLASSIFICATION.disagreement(said(0.2, 0.3, 0.5), said(0.2, 0.3, 0.5)) == 0.0
+    assert CLASSIFICATION.disagreement(said(0.2, 0.3, 0.5), said(0.3, 0.5, 0.2)) == pytest.approx(0.3)
+    for other in (said(0.5, 0.5), DetectionPrediction(prediction_id="p", release_id="r")):
+        with pytest.raises(BadOutputError):
+            CLASSIFICATION.disagreement(said(0.2, 0.3, 0.5), other)
 
 
 def flicker_of(*answers: tuple[float, ...]) -> list[float]:

@@ -13,7 +13,7 @@ from curate.answers.base import BadOutputError
 from curate.answers.detection import DETECTION, MAX_BOXES, RECORD_FLOOR, DetectionAnswer
 from curate.answers.detection_scores import TOP_K, entropy_parts, margin_parts, near_miss_parts, top_k_mean
 from curate.answers.registry import ANSWERS, SCORE_NAMES
-from curate.contracts.prediction import DetectionPrediction
+from curate.contracts.prediction import DetectedBox, DetectionPrediction
 from curate.contracts.release import ModelSpec
 
 SPEC = ModelSpec(kind="detection", class_names=["person"], height=100, width=200, embedding_dim=3)
@@ -248,6 +248,41 @@ def test_the_golden_difference_is_that_of_the_worst_candidate(found: list[Candid
     expected = raw(((0, 0, 10, 10), 0.9), ((50, 0, 60, 10), 0.1))
     assert DETECTION.golden_difference(raw(*found), expected) == pytest.approx(difference, abs=1e-6)
     assert DETECTION.golden_difference(expected, raw(*found)) == pytest.approx(difference, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("other", "apart"),
+    [
+        ([((0, 0, 10, 10), 0.9), ((50, 0, 60, 10), 0.4)], 0.0),
+        ([((0, 0, 10, 10), 0.7), ((50, 0, 60, 10), 0.4)], 0.2),
+        ([((0, 0, 10, 8), 0.9), ((50, 0, 60, 10), 0.4)], 0.2),
+        ([((0, 0, 10, 10), 0.9)], 0.4),
+        ([((50, 0, 60, 10), 0.4)], 0.9),
+        ([], 0.9),
+    ],
+    ids=["same", "score", "place", "the fainter one gone", "the surer one gone", "nothing"],
+)
+def test_two_models_disagree_by_their_worst_box(other: list[Candidate], apart: float) -> None:
+    """A box counts by its change of score or the overlap it lost, whichever is more, and never beyond its score."""
+    ours = read(((0, 0, 10, 10), 0.9), ((50, 0, 60, 10), 0.4)).to_prediction("p", "r")
+    theirs = read(*other).to_prediction("p", "r")
+    assert DETECTION.disagreement(ours, theirs) == pytest.approx(apart, abs=1e-5)
+    assert DETECTION.disagreement(theirs, ours) == pytest.approx(apart, abs=1e-5)
+
+
+def test_two_empty_frames_agree_and_other_classes_are_refused() -> None:
+    """No box on either side is no disagreement; boxes over other classes, or over several, cannot be compared."""
+    empty = read().to_prediction("p", "r")
+    assert DETECTION.disagreement(empty, empty) == 0.0
+    one, two = (
+        DetectedBox(box_id=f"b{len(p)}", x_min=0, y_min=0, x_max=9, y_max=9, probabilities=p)
+        for p in ([0.5], [0.5, 0.5])
+    )
+    known = read(((0, 0, 10, 10), 0.9)).to_prediction("p", "r")
+    for boxes in ([two], [one, two]):
+        wrong = DetectionPrediction(prediction_id="p", release_id="r", boxes=boxes)
+        with pytest.raises(BadOutputError):
+            DETECTION.disagreement(known, wrong)
 
 
 def test_golden_answers_must_be_comparable() -> None:

@@ -15,10 +15,11 @@ from curate.contracts.prediction import ClassificationPrediction
 from curate.selection.base import CandidatePool, LabelledSet
 from curate.selection.batch import select_batch
 from flows._blobs import put_model_file
+from flows._disagreement import DISAGREEMENT
 from flows._trust import read_trust
 from flows._wiring import Services
 from flows.explain import explain_sample
-from flows.select_samples import DISAGREEMENT, _rows, gather_candidates
+from flows.select_samples import _rows, gather_candidates
 from tests.catalog_builders import NOW, batch, capture, embedding, plan
 from tests.fakes.tiny_model import CLASSES, EMBEDDING_DIM, tiny_model
 from tests.fakes.wiring import local_services

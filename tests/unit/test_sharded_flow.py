@@ -12,7 +12,7 @@ import pytest
 
 from curate.catalog.models import SampleStatus
 from curate.errors import ConfigError, SelectionError
-from curate.selection.base import SampleRole, SelectionPolicy
+from curate.selection.base import SampleRole, Selection, SelectionPolicy
 from curate.selection.batch import select_batch
 from curate.selection.exchange import concatenate
 from curate.selection.shard_work import Workplace
@@ -20,7 +20,14 @@ from curate.selection.sharded import select_sharded
 from flows._trust import read_trust
 from flows._wiring import Services
 from flows.select_samples import gather_candidates
-from flows.sharded_selection import CatalogPool, gather_labelled, open_client, select_across
+from flows.sharded_selection import (
+    NOT_COMPARED,
+    CatalogPool,
+    gather_labelled,
+    open_client,
+    say_what_counts,
+    select_across,
+)
 from tests.catalog_builders import detection
 from tests.fakes.answered_catalog import answered_samples, foreign_sample, release_tiny, write_labels
 from tests.fakes.wiring import local_services
@@ -99,6 +106,14 @@ def test_workers_cannot_share_a_file(wired: Services) -> None:
         select_across(wired, incumbent, 10, 0)
     with pytest.raises(ConfigError, match="Dask"), open_client("nobody://nowhere"):
         pass
+
+
+def test_shards_say_that_they_compare_nothing() -> None:
+    """Where the policy weighs disagreement, the selection notes that only what devices report counts."""
+    whole = Selection((), 10, 0, "0" * 64, pool_size=0, distinct_sights=0, notes=("something",))
+    weighed = say_what_counts(whole, SelectionPolicy(disagreement_weight=0.5))
+    assert weighed.notes == ("something", NOT_COMPARED)
+    assert say_what_counts(whole, SelectionPolicy()).notes == ("something",)
 
 
 def test_a_pool_of_another_kind_is_refused(wired: Services) -> None:
