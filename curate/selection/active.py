@@ -21,6 +21,7 @@ from curate.selection.base import (
 from curate.selection.candidates import PER_LABEL, gather_candidates, rate_candidates
 from curate.selection.explain import ActivePick
 from curate.selection.query import FixedUtilities, QueryProblem
+from curate.selection.recency import last_seen, newest_moment, weigh_age
 from curate.selection.sights import Sights
 from curate.selection.strategies import BLIND, STRATEGIES, UNPRICED
 from curate.selection.uncertainty import mix_disagreement, raise_by_evidence, rate_uncertainty
@@ -112,13 +113,15 @@ def _overview(sights: Sights, policy: SelectionPolicy) -> QueryProblem:
     probabilities = None if means is None else means.astype(np.float32)
     uncertainty = _mean_by_sight(sights, sights.pool.uncertainty)
     disagreement = _mean_by_sight(sights, sights.pool.disagreement)
+    seen_s = last_seen(sights)
     if policy.disagreement_weight > 0 and disagreement is not None:
         said = rate_uncertainty(policy.uncertainty, probabilities, uncertainty)
         uncertainty = mix_disagreement(said, disagreement, policy.disagreement_weight)
     return QueryProblem(
         embeddings=sights.unit.take(sights.first_row),
         probabilities=probabilities,
-        weights=sights.size.astype(np.float64) ** policy.multiplicity_power * _recency(sights, policy.half_life_s),
+        weights=sights.size.astype(np.float64) ** policy.multiplicity_power
+        * weigh_age(seen_s, policy.half_life_s, newest_moment(seen_s)),
         evidence=evidence,
         candidates=np.empty(0, np.int64),
         labelled=sights.training,
@@ -127,19 +130,6 @@ def _overview(sights: Sights, policy: SelectionPolicy) -> QueryProblem:
         nearest=sights.nearest_training[sights.first_row],
         max_entries=policy.max_candidates**2,
     )
-
-
-def _recency(sights: Sights, half_life_s: float | None) -> Float64Array:
-    """Return the weight of each sight's newest row for its age, float64 [S]; 1 where no age is known."""
-    weights = np.ones(len(sights.size))
-    seconds = sights.pool.captured_s
-    if half_life_s is None or seconds is None or not np.isfinite(seconds).any():
-        return weights
-    newest = np.full(len(sights.size), -np.inf)
-    np.maximum.at(newest, sights.cluster, np.where(np.isfinite(seconds), seconds, -np.inf))
-    known = np.isfinite(newest)
-    weights[known] = 0.5 ** ((newest.max() - newest[known]) / half_life_s)
-    return weights
 
 
 def _pick_both(share: _Share, fresh: BoolArray, budget: float, explored: float) -> list[ActivePick]:
