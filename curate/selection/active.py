@@ -113,15 +113,13 @@ def _overview(sights: Sights, policy: SelectionPolicy) -> QueryProblem:
     probabilities = None if means is None else means.astype(np.float32)
     uncertainty = _mean_by_sight(sights, sights.pool.uncertainty)
     disagreement = _mean_by_sight(sights, sights.pool.disagreement)
-    seen_s = last_seen(sights)
     if policy.disagreement_weight > 0 and disagreement is not None:
         said = rate_uncertainty(policy.uncertainty, probabilities, uncertainty)
         uncertainty = mix_disagreement(said, disagreement, policy.disagreement_weight)
     return QueryProblem(
         embeddings=sights.unit.take(sights.first_row),
         probabilities=probabilities,
-        weights=sights.size.astype(np.float64) ** policy.multiplicity_power
-        * weigh_age(seen_s, policy.half_life_s, newest_moment(seen_s)),
+        weights=sights.size.astype(np.float64) ** policy.multiplicity_power * _age_weights(sights, policy),
         evidence=evidence,
         candidates=np.empty(0, np.int64),
         labelled=sights.training,
@@ -130,6 +128,12 @@ def _overview(sights: Sights, policy: SelectionPolicy) -> QueryProblem:
         nearest=sights.nearest_training[sights.first_row],
         max_entries=policy.max_candidates**2,
     )
+
+
+def _age_weights(sights: Sights, policy: SelectionPolicy) -> Float64Array:
+    """Return how much each sight weighs for its age, float64 [S]."""
+    seen_s = last_seen(sights)
+    return weigh_age(seen_s, policy.half_life_s, newest_moment(seen_s))
 
 
 def _pick_both(share: _Share, fresh: BoolArray, budget: float, explored: float) -> list[ActivePick]:
@@ -217,7 +221,7 @@ def _shortlist(share: _Share, askable: IntArray, representative: IntArray, budge
     sources = rate_candidates(
         share.sights,
         askable,
-        raise_by_evidence(said, seen.evidence)[askable],
+        (raise_by_evidence(said, seen.evidence) * _age_weights(share.sights, share.policy))[askable],
         seen.evidence,
         seen.probabilities,
         share.label_counts,

@@ -23,7 +23,7 @@ from curate.selection.base import (
     tell_nobody,
 )
 from curate.selection.batch import allowed_rows, sound_rows
-from curate.selection.diversity import find_nearest
+from curate.selection.diversity import coverage_radius, find_nearest
 from curate.selection.exchange import Exchange, concatenate, from_bytes, to_bytes
 from curate.selection.recency import last_seen, moments_of, newest_moment, weigh_age
 from curate.selection.rows import UnitRows, blocks, scan_rows
@@ -111,8 +111,8 @@ class ShardTask:
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """What a shard proposes, C captures. `mass` float64 [C], the weighed uncertainty of all that is nearest to each;
-    `stands_for` int64 [C], captures of its sight; `left` more could have been proposed, too.
+    """What a shard proposes, C captures. `mass` float64 [C], the weighed uncertainty that each covers of what it is the
+    nearest to; `stands_for` int64 [C], captures of its sight; `left` more could have been proposed, too.
     """
 
     shard: int
@@ -203,7 +203,7 @@ def _rows_of(sights: Sights, rows: IntArray, explored: BoolArray) -> CandidatePo
 
 
 def _mass(sights: Sights, rows: IntArray, policy: SelectionPolicy, newest_s: float) -> Float64Array:
-    """Return the weighed uncertainty of the sights that are most like each of C rows, float64 [C].
+    """Return the weighed uncertainty that each of C rows covers of the sights most like it, float64 [C].
 
     Age counts from a moment that all shards share, or their masses would not compare. Among the sights of one shard
     any moment will do, since all weights grow alike.
@@ -213,10 +213,12 @@ def _mass(sights: Sights, rows: IntArray, policy: SelectionPolicy, newest_s: flo
         return mass
     weights = sights.size.astype(np.float64) ** policy.multiplicity_power * mean_uncertainty(sights)
     weights *= weigh_age(last_seen(sights), policy.half_life_s, newest_s)
+    radius = coverage_radius(sights.training, floor=policy.min_radius, ceiling=policy.max_radius)
     faces, heads = sights.unit.take(sights.first_row), sights.unit[rows]
     for block in blocks(len(weights)):
-        nearest, _ = find_nearest(faces[block], heads)
-        mass += np.bincount(nearest, weights=weights[block], minlength=len(rows))
+        nearest, cosines = find_nearest(faces[block], heads)
+        covered = np.exp(2.0 * (cosines - 1.0) / radius**2)
+        mass += np.bincount(nearest, weights=weights[block] * covered, minlength=len(rows))
     return mass
 
 

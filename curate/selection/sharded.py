@@ -2,7 +2,7 @@
 
 GreeDi (Mirzasoleiman, Karbasi, Sarkar & Krause 2013; arXiv:1411.0541, algorithm 2), with neighbourhoods of the
 embedding space for shards: what is near is compared as on one machine. In the second stage each of the chosen stands
-for the uncertainty of all sights that are nearest to it, so the coverage of the whole pool is what counts there, too.
+for the uncertainty that it covers of the sights nearest to it, so the coverage of the whole pool counts there, too.
 """
 
 from __future__ import annotations
