@@ -21,6 +21,7 @@ from curate.selection.base import (
 from curate.selection.candidates import PER_LABEL, gather_candidates, rate_candidates
 from curate.selection.explain import ActivePick
 from curate.selection.query import FixedUtilities, QueryProblem
+from curate.selection.recency import last_seen, newest_moment, weigh_age
 from curate.selection.sights import Sights
 from curate.selection.strategies import BLIND, STRATEGIES, UNPRICED
 from curate.selection.uncertainty import mix_disagreement, raise_by_evidence, rate_uncertainty
@@ -118,7 +119,7 @@ def _overview(sights: Sights, policy: SelectionPolicy) -> QueryProblem:
     return QueryProblem(
         embeddings=sights.unit.take(sights.first_row),
         probabilities=probabilities,
-        weights=sights.size.astype(np.float64) ** policy.multiplicity_power * _recency(sights, policy.half_life_s),
+        weights=sights.size.astype(np.float64) ** policy.multiplicity_power * _age_weights(sights, policy),
         evidence=evidence,
         candidates=np.empty(0, np.int64),
         labelled=sights.training,
@@ -129,17 +130,10 @@ def _overview(sights: Sights, policy: SelectionPolicy) -> QueryProblem:
     )
 
 
-def _recency(sights: Sights, half_life_s: float | None) -> Float64Array:
-    """Return the weight of each sight's newest row for its age, float64 [S]; 1 where no age is known."""
-    weights = np.ones(len(sights.size))
-    seconds = sights.pool.captured_s
-    if half_life_s is None or seconds is None or not np.isfinite(seconds).any():
-        return weights
-    newest = np.full(len(sights.size), -np.inf)
-    np.maximum.at(newest, sights.cluster, np.where(np.isfinite(seconds), seconds, -np.inf))
-    known = np.isfinite(newest)
-    weights[known] = 0.5 ** ((newest.max() - newest[known]) / half_life_s)
-    return weights
+def _age_weights(sights: Sights, policy: SelectionPolicy) -> Float64Array:
+    """Return how much each sight weighs for its age, float64 [S]."""
+    seen_s = last_seen(sights)
+    return weigh_age(seen_s, policy.half_life_s, newest_moment(seen_s))
 
 
 def _pick_both(share: _Share, fresh: BoolArray, budget: float, explored: float) -> list[ActivePick]:
@@ -227,7 +221,7 @@ def _shortlist(share: _Share, askable: IntArray, representative: IntArray, budge
     sources = rate_candidates(
         share.sights,
         askable,
-        raise_by_evidence(said, seen.evidence)[askable],
+        (raise_by_evidence(said, seen.evidence) * _age_weights(share.sights, share.policy))[askable],
         seen.evidence,
         seen.probabilities,
         share.label_counts,

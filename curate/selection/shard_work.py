@@ -23,8 +23,9 @@ from curate.selection.base import (
     tell_nobody,
 )
 from curate.selection.batch import allowed_rows, sound_rows
-from curate.selection.diversity import find_nearest
+from curate.selection.diversity import coverage_radius, find_nearest
 from curate.selection.exchange import Exchange, concatenate, from_bytes, to_bytes
+from curate.selection.recency import last_seen, moments_of, newest_moment, weigh_age
 from curate.selection.rows import UnitRows, blocks, scan_rows
 from curate.selection.shards import ShardMap, Sketch, sketch_rows
 from curate.selection.sights import Sights, find_faults, read_sights
@@ -77,12 +78,14 @@ class Job:
 @dataclass(frozen=True, eq=False)
 class Survey:
     """What a part holds. By shard: `rows` and `arm_rows` (of the random arm) int64 [S], `mass` float64 [S], summed
-    uncertainty. Of the E rows that may be audited: names, `chances` and `costs` float64 [E].
+    uncertainty, weighed by age as counted from `newest_s`, the part's newest capture. Of the E rows that may be
+    audited: names, `chances` and `costs` float64 [E].
     """
 
     rows: IntArray
     arm_rows: IntArray
     mass: Float64Array
+    newest_s: float
     ids: tuple[str, ...]
     devices: tuple[str, ...]
     chances: Float64Array
@@ -93,19 +96,23 @@ class Survey:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Propose from one shard, for which `parts` left rows; one budget is for the strategy, one for exploring."""
+    """Propose from one shard, for which `parts` left rows; one budget is for the strategy, one for exploring.
+
+    `newest_s` is when the newest capture of all shards was taken.
+    """
 
     shard: int
     parts: tuple[int, ...]
     budget: float
     explore: float
     fill_in: bool
+    newest_s: float
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """What a shard proposes, C captures. `mass` float64 [C], the weighed uncertainty of all that is nearest to each;
-    `stands_for` int64 [C], captures of its sight; `left` more could have been proposed, too.
+    """What a shard proposes, C captures. `mass` float64 [C], the weighed uncertainty that each covers of what it is the
+    nearest to; `stands_for` int64 [C], captures of its sight; `left` more could have been proposed, too.
     """
 
     shard: int
@@ -135,12 +142,16 @@ def survey_part(job: Job, shards: ShardMap, numbered: tuple[int, Any]) -> Survey
         place.exchange.put(job.rows_key(number, shard), to_bytes(pool.take(rows[shard_of == shard])))
     sound = pool.describe(rows)
     unsure = rate_uncertainty(job.policy.uncertainty, sound.probabilities, sound.uncertainty)
+    moments = moments_of(sound)
+    newest_s = newest_moment(moments)
+    aged = unsure * weigh_age(moments, job.policy.half_life_s, newest_s)
     eligible = np.isfinite(sound.random_probability)
     may_be_audited = sound.describe(np.flatnonzero(eligible))
     return Survey(
         rows=np.bincount(shard_of, minlength=shards.count),
         arm_rows=np.bincount(shard_of[eligible], minlength=shards.count),
-        mass=np.bincount(shard_of, weights=unsure, minlength=shards.count).astype(np.float64),
+        mass=np.bincount(shard_of, weights=aged, minlength=shards.count).astype(np.float64),
+        newest_s=newest_s,
         ids=may_be_audited.ids,
         devices=may_be_audited.devices,
         chances=may_be_audited.random_probability,
@@ -177,7 +188,7 @@ def propose(job: Job, task: ShardTask) -> Proposal:
     return Proposal(
         shard=task.shard,
         pool=_rows_of(sights, rows, np.array([pick.explored for pick in kept], np.bool_)),
-        mass=_mass(sights, rows, policy),
+        mass=_mass(sights, rows, policy, task.newest_s),
         stands_for=np.where(filled_in, 0, sights.size[sights.cluster[rows]]),
         sights=len(sights.size),
         left=int(allowed.sum()) - len(kept),
@@ -191,16 +202,23 @@ def _rows_of(sights: Sights, rows: IntArray, explored: BoolArray) -> CandidatePo
     return replace(pool, embeddings=sights.unit[rows].astype(np.float16), random_probability=chances)
 
 
-def _mass(sights: Sights, rows: IntArray, policy: SelectionPolicy) -> Float64Array:
-    """Return the weighed uncertainty of the sights that are most like each of C rows, float64 [C]."""
+def _mass(sights: Sights, rows: IntArray, policy: SelectionPolicy, newest_s: float) -> Float64Array:
+    """Return the weighed uncertainty that each of C rows covers of the sights most like it, float64 [C].
+
+    Age counts from a moment that all shards share, or their masses would not compare. Among the sights of one shard
+    any moment will do, since all weights grow alike.
+    """
     mass = np.zeros(len(rows))
     if not len(rows):
         return mass
     weights = sights.size.astype(np.float64) ** policy.multiplicity_power * mean_uncertainty(sights)
+    weights *= weigh_age(last_seen(sights), policy.half_life_s, newest_s)
+    radius = coverage_radius(sights.training, floor=policy.min_radius, ceiling=policy.max_radius)
     faces, heads = sights.unit.take(sights.first_row), sights.unit[rows]
     for block in blocks(len(weights)):
-        nearest, _ = find_nearest(faces[block], heads)
-        mass += np.bincount(nearest, weights=weights[block], minlength=len(rows))
+        nearest, cosines = find_nearest(faces[block], heads)
+        covered = np.exp(2.0 * (cosines - 1.0) / radius**2)
+        mass += np.bincount(nearest, weights=weights[block] * covered, minlength=len(rows))
     return mass
 
 

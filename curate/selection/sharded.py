@@ -2,7 +2,7 @@
 
 GreeDi (Mirzasoleiman, Karbasi, Sarkar & Krause 2013; arXiv:1411.0541, algorithm 2), with neighbourhoods of the
 embedding space for shards: what is near is compared as on one machine. In the second stage each of the chosen stands
-for the uncertainty of all sights that are nearest to it, so the coverage of the whole pool is what counts there, too.
+for the uncertainty that it covers of the sights nearest to it, so the coverage of the whole pool counts there, too.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from curate.selection.base import (
 from curate.selection.batch import verify_request
 from curate.selection.exchange import concatenate, to_bytes
 from curate.selection.explain import ActivePick, active_items, audit_items, ranked, selection_notes
+from curate.selection.recency import newest_moment, weigh_age
 from curate.selection.shard_work import (
     Job,
     Open,
@@ -200,7 +201,7 @@ def _pick_active(
     )
     for fill_in in (False, True):
         progress("choose in shards")
-        proposals = list(run(partial(propose, job), _plan_tasks(surveys, left, explored, fill_in=fill_in)))
+        proposals = list(run(partial(propose, job), _plan_tasks(surveys, job.policy, left, explored, fill_in=fill_in)))
         progress("choose among the chosen")
         active = _choose_among(proposals, audits.guard, job.policy, left, explored, rng)
         if active.left <= ROUNDING or not any(proposal.left for proposal in proposals):
@@ -208,11 +209,15 @@ def _pick_active(
     return active
 
 
-def _plan_tasks(surveys: Sequence[Survey], budget: float, explored: float, *, fill_in: bool) -> list[ShardTask]:
+def _plan_tasks(
+    surveys: Sequence[Survey], policy: SelectionPolicy, budget: float, explored: float, *, fill_in: bool
+) -> list[ShardTask]:
     """Give each shard its part of the budget, by its uncertainty and at least an equal one; or all of it."""
     rows = np.array([survey.rows for survey in surveys])
     open_shards = np.flatnonzero(rows.sum(axis=0))
-    mass = np.sum([survey.mass for survey in surveys], axis=0)[open_shards]
+    newest = np.array([survey.newest_s for survey in surveys])
+    aged = weigh_age(newest, policy.half_life_s, newest_moment(newest))
+    mass = (aged @ [survey.mass for survey in surveys])[open_shards]
     arm = np.sum([survey.arm_rows for survey in surveys], axis=0)[open_shards]
     share = np.maximum(mass / max(mass.sum(), 1e-12), 1.0 / max(1, len(open_shards)))
     by_strategy = np.minimum(np.ceil(OVERSAMPLE * (budget - explored) * share), budget)
@@ -224,6 +229,7 @@ def _plan_tasks(surveys: Sequence[Survey], budget: float, explored: float, *, fi
             budget=budget if fill_in else float(by_strategy[number]),
             explore=float(at_random[number]),
             fill_in=fill_in,
+            newest_s=newest_moment(newest),
         )
         for number, shard in enumerate(open_shards)
     ]
@@ -255,8 +261,9 @@ def _choose_among(
         )
     )
     # What is covered counts as mass, which is uncertainty already: divided out here, it is multiplied in again there.
+    # Age is in the mass, too, and must not count again.
     standing = np.bincount(sights.cluster, weights=mass) / np.maximum(mean_uncertainty(sights), 1e-6)
-    by_mass = policy.model_copy(update={"multiplicity_power": 1.0})
+    by_mass = policy.model_copy(update={"multiplicity_power": 1.0, "half_life_s": None})
     allowed = np.ones(len(order), np.bool_)
     picks = pick_active(replace(sights, size=standing), guard, allowed, by_mass, budget, explored, rng, tell_nobody)
     captures = np.maximum(np.bincount(sights.cluster, weights=stands_for), 1).astype(np.int64)

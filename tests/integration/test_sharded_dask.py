@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from distributed import Client, LocalCluster
 
 from curate.catalog.store import Catalog
 from curate.selection.base import SampleRole
@@ -18,10 +19,6 @@ from flows.select_samples import gather_candidates
 from flows.sharded_selection import select_across
 from tests.conftest import PostgresServer
 from tests.fakes.answered_catalog import answered_samples, release_tiny, write_labels
-
-distributed = pytest.importorskip("distributed", reason="pip install edge-gleaner[scale]")
-# What Dask and its parts warn of is theirs.
-pytestmark = pytest.mark.filterwarnings("default")
 
 CAPTURES, BUDGET, SEED = 900, 60, 2
 
@@ -57,13 +54,13 @@ def test_two_workers_choose_what_one_machine_would(wired: Services, monkeypatch:
     """The batch is whole, its audits are those of one machine, both workers took part, and no blob is left."""
     incumbent = release_tiny(wired)
     wired.catalog.add_samples(answered_samples(CAPTURES))
-    with distributed.LocalCluster(
+    with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
     ) as cluster:
         monkeypatch.setenv("GLEANER_SCALE__DASK_SCHEDULER", cluster.scheduler_address)
         here = Services(load_settings(), wired.store, wired.catalog, wired.open_annotation)
         parted = select_across(here, incumbent, BUDGET, SEED)
-        with distributed.Client(cluster) as client:
+        with Client(cluster) as client:
             done = client.run(lambda dask_worker: dask_worker.state.executed_count)
     pool, labelled = gather_candidates(wired, incumbent, read_trust(wired))
     whole = select_batch(pool, labelled, wired.settings.selection, BUDGET, SEED)

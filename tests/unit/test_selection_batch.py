@@ -298,3 +298,13 @@ def test_what_is_seen_now_outweighs_what_was_seen_long_ago() -> None:
     assert share(dated, None) == share(dated, 1e12)
     assert 0.2 < share(dated, None) < 0.8
     assert share(pool, 1000.0) == share(pool, None)
+
+
+def test_what_is_seen_now_competes_in_a_pool_too_large_to_weigh() -> None:
+    """Where few of the sights can be weighed against each other, the recent ones are among them."""
+    pool = make_pool(200)
+    newer = np.arange(len(pool)) >= len(pool) * 0.95
+    recent = {sample for sample, new in zip(pool.ids, newer, strict=True) if new}
+    policy = SelectionPolicy(explore_share=0.0, audit_share=0.0, scene_gap_s=0.0, max_candidates=30, half_life_s=60.0)
+    items = select_batch(replace(pool, captured_s=10_000.0 * newer), empty(), policy, 7, 0).items
+    assert sum(item.sample_id in recent for item in items) == 7

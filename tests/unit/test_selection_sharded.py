@@ -70,26 +70,50 @@ def shard(
     )
 
 
-def coverage(pool: CandidatePool, chosen: Selection) -> float:
-    """Uncertainty-weighted coverage of all rows by the active share, dense."""
+def coverage(pool: CandidatePool, chosen: Selection, half_life_s: float | None = None) -> float:
+    """Coverage of all rows by the active share, weighed by uncertainty and age, dense."""
     row_of = {name: row for row, name in enumerate(pool.ids)}
     rows = [row_of[item.sample_id] for item in chosen.items if item.role is SampleRole.ACTIVE]
     unit = unit_rows(pool.embeddings)
     assert pool.probabilities is not None
+    assert pool.captured_s is not None
     weights = margin_uncertainty(pool.probabilities)
+    if half_life_s is not None:
+        weights *= 0.5 ** ((pool.captured_s.max() - pool.captured_s) / half_life_s)
     return float((weights * rbf_kernel(unit, unit[rows], 0.5).max(axis=1)).sum())
 
 
+def one_look_at_a_time(pool: CandidatePool) -> CandidatePool:
+    """The same frames, of which alike ones were captured at about the same time, so that each shard has an age."""
+    along = unit_rows(pool.embeddings) @ np.linalg.svd(unit_rows(pool.embeddings), full_matrices=False)[2][0]
+    return replace(pool, captured_s=1e9 + 10.0 * np.argsort(np.argsort(along)))
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_shards_cover_as_much_as_one_machine(seed: int) -> None:
+@pytest.mark.parametrize("half_life_s", [None, 10_000.0, 3_000.0])
+def test_shards_cover_as_much_as_one_machine(seed: int, half_life_s: float | None) -> None:
     """The coverage of the pool is at least 0.95 of what one machine reaches, and far above what chance does."""
-    pool = make_pool(1000, seed=seed)
-    whole = coverage(pool, select_batch(pool, LabelledSet.empty(DIM), COVER, 60, seed))
-    parted = shard(pool, 60, COVER, seed=seed)
+    pool = one_look_at_a_time(make_pool(1000, seed=seed))
+    policy = COVER.model_copy(update={"half_life_s": half_life_s})
+    whole = coverage(pool, select_batch(pool, LabelledSet.empty(DIM), policy, 60, seed), half_life_s)
+    parted = shard(pool, 60, policy, seed=seed)
     assert len({item.cell for item in parted.items}) > 3
     by_chance = select_batch(pool, LabelledSet.empty(DIM), COVER.model_copy(update={"strategy": "random"}), 60, seed)
-    assert coverage(pool, parted) >= 0.95 * whole
-    assert coverage(pool, parted) > 1.02 * coverage(pool, by_chance)
+    assert coverage(pool, parted, half_life_s) >= 0.95 * whole
+    assert coverage(pool, parted, half_life_s) > 1.02 * coverage(pool, by_chance, half_life_s)
+
+
+def test_what_is_ages_old_is_asked_about_when_nothing_newer_is_left() -> None:
+    """A new scene comes first wherever it lies; what is too old for any number to tell its weight fills the batch."""
+    pool = make_pool(200)
+    new = tuple(f"burst-{number}" for number in range(190, 200))
+    policy = COVER.model_copy(update={"half_life_s": 3600.0})
+    dated = replace(pool, captured_s=np.where(np.isin(pool.groups, new), 2e9, 1e9 * (pool.random_probability == 0.05)))
+    items = shard(dated, 30, policy, rows_per_shard=80).items
+    group_of = dict(zip(pool.ids, pool.groups, strict=True))
+    assert len({item.cell for item in items}) > 3
+    assert {group_of[item.sample_id] for item in items[:10]} == set(new)
+    assert len(items) == 30
 
 
 def test_the_audits_are_those_of_one_machine() -> None:
