@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from bisect import bisect_left, insort
 from collections import deque
 from typing import Final, NamedTuple
@@ -83,15 +82,14 @@ class BudgetArm:
         self._cooldown_frames = cooldown_frames
         self._floor = floor
         self._recent: deque[float] = deque()
-        self._sorted = array("d")
-        """The same in order, side by side: to find a place in a list is to look at objects all over the memory."""
+        self._sorted: list[float] = []
         self._credit = 0.0
         self._resting = 0
 
     def forget_scores(self) -> None:
         """Drop the window: another model's scores say nothing about this one's. What the budget owes stays."""
         self._recent.clear()
-        del self._sorted[:]
+        self._sorted.clear()
 
     def decide(self, score: float, score_name: str) -> ArmTrace:
         """Decide one frame, in stream order."""
