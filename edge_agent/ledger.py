@@ -38,7 +38,7 @@ class Totals(Document):
         """Return the sum, field by field and key by key."""
         # Sums of checked numbers need no check; most of a difference is nothing, and this runs at every capture.
         grown = {name: _sum(getattr(self, name), value) for name, value in other.__dict__.items() if value}
-        return self.model_copy(update=grown)
+        return self.model_copy(update=grown) if grown else self
 
     @classmethod
     def eviction(cls, reason: str, count: int) -> Self:

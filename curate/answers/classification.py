@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -42,37 +42,34 @@ SUM_TOLERANCE: Final = 0.01
 """Float32 softmax sums within 1e-5 and int8 graphs within 5e-3; what is further off is not a distribution."""
 
 
-class Distribution(NamedTuple):
-    """A distribution that is one, and the numbers that every frame's scores are made of."""
-
-    total: float
-    first: float
-    """The largest probability."""
-    second: float
-    """The next one; as large in a tie."""
+Distribution: TypeAlias = tuple[float, float, float]
+"""What every frame's scores are made of: the sum, the largest probability, and the next one, as large in a tie."""
 
 
 def read_distribution(probabilities: Floats) -> Distribution:
-    """Look at one distribution of shape [K], K >= 2.
+    """Look at one distribution of shape [K], K >= 2, that is one.
 
     Raises:
         BadOutputError: wrong shape, NaN, a value outside [0, 1], or a sum that is not 1.
     """
     if probabilities.ndim != 1 or probabilities.shape[0] < 2:
         raise BadOutputError(f"expected one distribution of at least two classes, got shape {probabilities.shape}")
-    ordered = probabilities.copy()
-    ordered.sort()
-    smallest, second, first = ordered.item(0), ordered.item(-2), ordered.item(-1)
+    # Not sorted, and few kinds of calls: see `base._are_finite`.
+    others = probabilities.copy()
+    smallest = others.item(int(others.argmin()))
+    first = others.item(largest := int(others.argmax()))
+    others[largest] = -math.inf
+    second = others.item(int(others.argmax()))
     total = _sum(probabilities)
     # Comparisons with NaN are false, so asking for the good case refuses NaN too: one makes the sum NaN.
     if not (abs(total - 1.0) <= SUM_TOLERANCE and smallest >= 0.0 and first <= 1.0 + SUM_TOLERANCE):
         raise BadOutputError(f"probabilities sum to {total:.4f} or leave [0, 1]")
-    return Distribution(total, first, second)
+    return total, first, second
 
 
 def _sum(values: Floats) -> float:
-    """Return the sum of a vector [K], as a product with ones: see `verify_embedding`."""
-    return float(np.vecdot(values, _ones(values.shape[0])))
+    """Return the sum of a vector [K], as a product with ones: see `base._are_finite`."""
+    return float(values.dot(_ones(values.shape[0])))
 
 
 @lru_cache(maxsize=8)
@@ -89,11 +86,12 @@ def evaluate_scores(probabilities: Floats) -> dict[str, float]:
     Raises:
         BadOutputError: wrong shape, NaN, a value outside [0, 1], or a sum that is not 1.
     """
-    return _scores_at_hand(read_distribution(probabilities)) | {ENTROPY: _entropy(probabilities)}
+    _, first, second = read_distribution(probabilities)
+    return _scores_at_hand(first, second) | {ENTROPY: _entropy(probabilities)}
 
 
-def _scores_at_hand(known: Distribution) -> dict[str, float]:
-    return {LEAST_CONFIDENCE: unit(1.0 - known.first), MARGIN: unit(1.0 - (known.first - known.second))}
+def _scores_at_hand(first: float, second: float) -> dict[str, float]:
+    return {LEAST_CONFIDENCE: unit(1.0 - first), MARGIN: unit(1.0 - (first - second))}
 
 
 def _entropy(probabilities: Floats) -> float:
@@ -176,15 +174,16 @@ class ClassificationReader:
             probabilities, embedding = outputs[PROBABILITIES], outputs[EMBEDDING]
         except KeyError as exc:
             raise BadOutputError(f"the answer lacks {exc.args[0]}") from exc
-        known, last = read_distribution(probabilities), self._last
+        total, first, second = read_distribution(probabilities)
         verify_embedding(embedding)
+        last = self._last
         if last is not None and last.shape == probabilities.shape:
             # abs(p - q) is p + q less twice the smaller of both.
             shared = _sum(np.minimum(probabilities, last))
-            moved = max(0.0, 0.5 * (known.total + self._last_total) - shared)
+            moved = max(0.0, 0.5 * (total + self._last_total) - shared)
             self._flicker += FLICKER_WEIGHT * (moved - self._flicker)
-        self._last, self._last_total = probabilities, known.total
-        scores = _scores_at_hand(known)
+        self._last, self._last_total = probabilities, total
+        scores = _scores_at_hand(first, second)
         scores[FLICKER] = unit(self._flicker)
         return ClassificationAnswer(probabilities, scores, embedding)
 

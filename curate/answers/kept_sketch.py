@@ -48,12 +48,8 @@ class KeptSketch:
         """Return the distance of a folded embedding, of any length, to the nearest centre; 1 when there is none."""
         if not self._count:
             return 1.0
-        # In the row behind the centres it is multiplied with itself in the same go.
-        rows = self._rows[: self._count + 1]
-        rows[-1] = folded
-        products = _products(rows, folded).tolist()
-        length = math.sqrt(products.pop())
-        return _half_chord(max(products) / length if 0.0 < length < math.inf else 0.0)
+        products, length = _products(self._rows[: self._count], folded), math.sqrt(folded.dot(folded))
+        return _half_chord(products.item(int(products.argmax())) / length if 0.0 < length < math.inf else 0.0)
 
     def add(self, folded: Floats) -> bool:
         """Take in one folded embedding, float32 [SKETCH_DIM]; return whether it became a centre."""

@@ -86,30 +86,31 @@ class FrameRing:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._frames: OrderedDict[str, HeldFrame] = OrderedDict()
+        self._frames: OrderedDict[str, tuple[HeldFrame, int]] = OrderedDict()
+        """With their sizes in bytes."""
         self._used_bytes = 0
 
     def put(self, frame: HeldFrame) -> None:
         """Hold the newest frame."""
+        size_bytes = frame.size_bytes
         with self._lock:
-            self._frames[frame.prediction.prediction_id] = frame
-            self._used_bytes += frame.size_bytes
+            self._frames[frame.prediction.prediction_id] = (frame, size_bytes)
+            self._used_bytes += size_bytes
             while self._used_bytes > self._max_bytes and self._frames:
-                _, oldest = self._frames.popitem(last=False)
-                self._used_bytes -= oldest.size_bytes
+                _, (_, freed_bytes) = self._frames.popitem(last=False)
+                self._used_bytes -= freed_bytes
 
     def claim(self, prediction_id: str) -> HeldFrame | None:
         """Take the frame out, so that two dismissals cannot capture it twice; None when it is not held."""
         with self._lock:
-            frame = self._frames.pop(prediction_id, None)
-            if frame is not None:
-                self._used_bytes -= frame.size_bytes
+            frame, size_bytes = self._frames.pop(prediction_id, (None, 0))
+            self._used_bytes -= size_bytes
             return frame
 
     def find(self, prediction_id: str) -> HeldFrame | None:
         """Return the frame and go on holding it; None when it is not held."""
         with self._lock:
-            return self._frames.get(prediction_id)
+            return self._frames.get(prediction_id, (None, 0))[0]
 
     @property
     def used_bytes(self) -> int:

@@ -87,6 +87,7 @@ class LoadedModel:
         """The release this model belongs to."""
         self.spec: Final = manifest.model
         """What the model takes and gives."""
+        self._shape = (manifest.model.height, manifest.model.width, 3)
         self.kind = find_kind(manifest.model)
         """How its answers are read."""
         self.threads = threads
@@ -156,11 +157,14 @@ class LoadedModel:
         session = self._session
         if session is None:
             raise SelfCheckError(f"release {self.release_id} answers no more")
-        started_s, spec, names = time.perf_counter(), self.spec, self.kind.output_names
-        batch = fit_image(image, height=spec.height, width=spec.width)[np.newaxis]
+        started_s, names = time.perf_counter(), self.kind.output_names
+        height, width, _ = self._shape
+        batch = (image if image.shape == self._shape else fit_image(image, height=height, width=width))[np.newaxis]
         try:
             arrays = session.run(names, {INPUT: batch}, self._run_options)
-            outputs = {name: array[0] for name, array in zip(names, arrays, strict=True)}
+            outputs = {}
+            for name, array in zip(names, arrays, strict=True):  # a comprehension is a call, and all is cold here
+                outputs[name] = array[0]
             return Inference(outputs, time.perf_counter() - started_s)
         except _RUN_ERRORS as exc:
             raise SelfCheckError(f"release {self.release_id} failed on a frame: {exc}") from exc

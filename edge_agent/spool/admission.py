@@ -13,6 +13,7 @@ import heapq
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from curate.contracts.capture import CaptureRecord
 from curate.contracts.device_settings import RetentionSpec
@@ -48,13 +49,16 @@ class _Group:
     def __init__(self, index: SpoolIndex) -> None:
         self.joined: list[tuple[Held, str]] = []
         """With their prediction ids."""
+        self.paths: list[Path] = []
+        """Where they are staged."""
         self.replaced: dict[int, Held] = {}
         self.change = Totals()
         self.held_bytes = dict(index.held_bytes)
         self._index = index
 
-    def add(self, newcomer: _Newcomer) -> None:
+    def add(self, newcomer: _Newcomer, path: Path) -> None:
         """Let it join."""
+        self.paths.append(path)
         self.joined.append((newcomer.held, newcomer.prediction_id))
         self.held_bytes[newcomer.held.stake] += newcomer.held.size_bytes
         for held in newcomer.replaces:
@@ -136,15 +140,16 @@ class Admission:
         return [reason or failure for reason in reasons]
 
     def _stage(self, group: _Group, newcomer: _Newcomer) -> None:
-        self._journal.stage_new(self._folder.capture_path(newcomer.held.sequence), newcomer.raw)
-        group.add(newcomer)
+        path = self._folder.capture_path(newcomer.held.sequence)
+        self._journal.stage_new(path, newcomer.raw)
+        group.add(newcomer, path)
 
     def _commit(self, group: _Group) -> str | None:
         if not group.joined:
             return None
         try:
             self._journal.place_new(
-                [self._folder.capture_path(held.sequence) for held, _ in group.joined],
+                group.paths,
                 replaces=[self._folder.capture_path(sequence) for sequence in group.replaced],
             )
         except OSError as exc:

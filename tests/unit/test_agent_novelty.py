@@ -40,6 +40,16 @@ def test_small_embeddings_keep_their_distances(dim: int, seed: int) -> None:
     assert half_chord(fold_embedding(left), fold_embedding(right)) == pytest.approx(half_chord(left, right), abs=1e-3)
 
 
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 40), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 999))
+def test_the_distance_is_to_the_nearest_of_all_that_was_kept(count: int, scale: float, seed: int) -> None:
+    """Whatever the embedding's length, the distance is half the chord to the centre that is nearest."""
+    rng = np.random.default_rng(seed)
+    sketch = sketch_of(rng.normal(size=(count, SKETCH_DIM)).astype(np.float32))
+    point = (scale * rng.normal(size=SKETCH_DIM)).astype(np.float32)
+    assert sketch.distance(point) == pytest.approx(min(half_chord(point, row) for row in sketch.centres), abs=1e-3)
+
+
 def test_large_embeddings_keep_their_distances_nearly() -> None:
     """Folding 1280 values leaves squared distances what they were, give or take an eighth."""
     rng = np.random.default_rng(0)

@@ -40,6 +40,21 @@ def test_scores_stay_in_the_unit_interval(values: list[float]) -> None:
     assert all(0.0 <= score <= 1.0 for score in scores.values())
 
 
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=40).filter(any), st.integers(0, 39), st.floats(1e-6, 0.005))
+def test_scores_are_those_of_the_sorted_distribution(weights: list[int], place: int, below: float) -> None:
+    """With ties and zeros anywhere the scores are those of the sorted values; one value below 0 is refused."""
+    values = array(*(weight / sum(weights) for weight in weights))
+    before = values.copy()
+    second, first = np.sort(values)[-2:].astype(np.float64)
+    scores = evaluate_scores(values)
+    assert scores["least_confidence"] == pytest.approx(1.0 - first, abs=1e-6)
+    assert scores["margin"] == pytest.approx(1.0 - (first - second), abs=1e-6)
+    assert np.array_equal(values, before)
+    values[place % len(values)] = -below
+    with pytest.raises(BadOutputError):
+        evaluate_scores(values)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
