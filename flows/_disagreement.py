@@ -16,11 +16,10 @@ from curate.answers.base import BadOutputError
 from curate.answers.registry import ANSWERS
 from curate.catalog.models import ModelRow, Sample
 from curate.compression.inference import OnnxModel
-from curate.contracts.prediction import Prediction
 from curate.errors import BlobNotFoundError, CatalogError, SelectionError
 from curate.selection.quantisation import Compared, rows_to_compare
 from curate.storage.ports import BlobStore
-from flows._views import COMPUTED, load_model, predict_pictured
+from flows._views import COMPUTED, load_model, predict_pictured, view_samples
 from flows._wiring import Services
 
 log = logging.getLogger(__name__)
@@ -34,26 +33,26 @@ PICTURES_AT_ONCE = 64
 def gather_disagreement(
     wired: Services,
     incumbent: ModelRow,
-    samples: Sequence[Sample],
-    said: Sequence[Prediction],
+    pool: Sequence[str],
+    told: NDArray[np.float64],
     uncertainty: NDArray[np.float64],
 ) -> NDArray[np.float64] | None:
     """Return how far int8 is from float on each of N captures, float64 [N]: NaN where nobody knows, None where nobody
-    knows it of any. `said` is the int8 model's answer to each, `uncertainty` float64 [N] how unsure it was.
+    knows it of any. `told` float64 [N] is what devices measured, NaN where they did not, `uncertainty` float64 [N] how
+    unsure the int8 model was.
 
     Nothing is computed while the policy gives it no weight.
 
     Raises:
         StorageUnavailableError: the bucket cannot be reached.
     """
-    column, policy = reported(samples, incumbent), wired.settings.selection
+    policy = wired.settings.selection
     if policy.disagreement_weight > 0:
-        rows = rows_to_compare(uncertainty, column, policy.max_compared).tolist()
-        pool = [sample.sample_id for sample in samples]
-        known = _compare_new(wired, incumbent, [(samples[row], said[row]) for row in rows], pool)
+        rows = rows_to_compare(uncertainty, told, policy.max_compared).tolist()
+        known = _compare_new(wired, incumbent, [pool[row] for row in rows], pool)
         untold = np.array([known.by_id.get(sample_id, np.nan) for sample_id in pool], np.float64)
-        column = np.where(np.isnan(column), untold, column)
-    return None if np.isnan(column).all() else column
+        told = np.where(np.isnan(told), untold, told)
+    return None if np.isnan(told).all() else told
 
 
 def reported(samples: Sequence[Sample], incumbent: ModelRow) -> NDArray[np.float64]:
@@ -78,12 +77,10 @@ def fetch_compared(store: BlobStore, model_id: str) -> Compared:
         return Compared()
 
 
-def _compare_new(
-    wired: Services, incumbent: ModelRow, wanted: Sequence[tuple[Sample, Prediction]], pool: Sequence[str]
-) -> Compared:
+def _compare_new(wired: Services, incumbent: ModelRow, wanted: Sequence[str], pool: Sequence[str]) -> Compared:
     """Return what is known of the pool after comparing those wanted captures that no earlier round compared."""
     known = fetch_compared(wired.store, incumbent.model_id)
-    new = [(sample, answer) for sample, answer in wanted if sample.sample_id not in known.by_id]
+    new = [sample_id for sample_id in wanted if sample_id not in known.by_id]
     if not new:
         return known
     if "float" not in incumbent.artifacts:
@@ -93,25 +90,26 @@ def _compare_new(
     teacher = load_model(wired, incumbent, role="float")
     found: dict[str, float] = {}
     for start in range(0, len(new), PICTURES_AT_ONCE):
-        found |= _compare(wired, teacher, new[start : start + PICTURES_AT_ONCE])
+        found |= _compare(wired, incumbent, teacher, wired.catalog.samples(ids=new[start : start + PICTURES_AT_ONCE]))
     known = known.joined(found, pool)
     wired.store.put(_compared_key(incumbent.model_id), known.to_bytes())
     return known
 
 
-def _compare(wired: Services, teacher: OnnxModel, answered: Sequence[tuple[Sample, Prediction]]) -> dict[str, float]:
+def _compare(wired: Services, incumbent: ModelRow, teacher: OnnxModel, samples: Sequence[Sample]) -> dict[str, float]:
     """Return the disagreement by sample id. A capture that cannot be compared is left out: none is worth a stop."""
     kind = ANSWERS[teacher.kind]
     try:
-        views = predict_pictured(wired, teacher, COMPUTED, [sample for sample, _ in answered])
-        return {
-            sample.sample_id: round(kind.disagreement(answer, original), 6)
-            for (sample, answer), original in zip(answered, views.predictions, strict=True)
-        }
+        said = view_samples(wired, incumbent, samples).predictions
+        original = predict_pictured(wired, teacher, COMPUTED, samples).predictions
+        answers = zip(samples, said, original, strict=True)
+        return {sample.sample_id: round(kind.disagreement(ours, float_), 6) for sample, ours, float_ in answers}
     except (BlobNotFoundError, CatalogError, BadOutputError) as exc:
-        if len(answered) > 1:
-            return {name: value for each in answered for name, value in _compare(wired, teacher, [each]).items()}
-        log.warning("%s is not compared with the float model: %s", answered[0][0].sample_id, exc)
+        if len(samples) > 1:
+            return {
+                name: value for each in samples for name, value in _compare(wired, incumbent, teacher, [each]).items()
+            }
+        log.warning("%s is not compared with the float model: %s", samples[0].sample_id, exc)
         return {}
 
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
 from prefect import flow, get_run_logger
 
-from curate.catalog.models import ModelRow, Round, Sample, SampleStatus, SelectedRow, SelectionRole
-from curate.catalog.splits import assign_groups
+from curate.catalog.models import ModelRow, Round, SelectedRow, SelectionRole
 from curate.errors import BlobNotFoundError, CatalogError, Error, SelectionError
-from curate.selection.base import CandidatePool, LabelledSet, SampleRole, Selection, annotation_cost
+from curate.selection.base import SampleRole, Selection
 from curate.selection.batch import select_batch
 from curate.selection.cells import Cells
-from curate.selection.uncertainty import rate_uncertainty
 from curate.storage.ports import BlobStore
-from flows._disagreement import gather_disagreement
-from flows._labels import agreed_labels
+from flows._candidates import gather_candidates
 from flows._stage import stage_task
 from flows._trust import FleetTrust, describe_standing, read_trust
-from flows._views import compare_views, view_samples
 from flows._wiring import Services, services
 from flows.explain_sheet import build_sheet, sheet_key
 
@@ -98,47 +92,6 @@ def require_round(wired: Services, number: int) -> Round:
     return found
 
 
-def gather_candidates(wired: Services, incumbent: ModelRow, trust: FleetTrust) -> tuple[CandidatePool, LabelledSet]:
-    """Everything that may be asked and everything that was, seen through the incumbent."""
-    samples = sorted(wired.catalog.samples(), key=lambda sample: sample.sample_id)
-    asked = [sample for sample in samples if sample.status in (SampleStatus.LABELLED, SampleStatus.QUEUED)]
-    free = [sample for sample in samples if sample.status is SampleStatus.POOL]
-    said = view_samples(wired, incumbent, [*asked, *free])
-    views = compare_views(wired, [*asked, *free], said)
-    pooled, policy = slice(len(asked), None), wired.settings.selection
-    groups = assign_groups([*asked, *free], {}, wired.settings.split.block_s)
-    audits = wired.catalog.audited()
-    labelled = LabelledSet(
-        ids=tuple(sample.sample_id for sample in asked),
-        embeddings=views.embeddings[: len(asked)],
-        groups=tuple(groups[sample.sample_id] for sample in asked),
-        held_out=np.array([sample.sample_id in audits for sample in asked], np.bool_),
-        cameras=tuple(sample.camera_id for sample in asked),
-        captured_s=capture_seconds(asked),
-        classes=label_classes(wired, asked),
-    )
-    probabilities = None if views.probabilities is None else views.probabilities[pooled]
-    uncertainty = None if views.uncertainty is None else views.uncertainty[pooled]
-    unsure = rate_uncertainty(policy.uncertainty, probabilities, uncertainty)
-    pool = CandidatePool(
-        ids=tuple(sample.sample_id for sample in free),
-        embeddings=views.embeddings[pooled],
-        probabilities=probabilities,
-        uncertainty=uncertainty,
-        cost=annotation_cost(views.boxes[pooled], policy),
-        devices=tuple(sample.device_id for sample in free),
-        cameras=tuple(sample.camera_id for sample in free),
-        groups=tuple(groups[sample.sample_id] for sample in free),
-        random_probability=np.array([_auditable(sample, incumbent) for sample in free], np.float64),
-        feedback=trust.evidence(free),
-        captured_s=capture_seconds(free),
-        disagreement=gather_disagreement(wired, incumbent, free, said.predictions[pooled], unsure),
-        sites=trust.sites(free),
-        probation=trust.probation(free),
-    )
-    return pool, labelled
-
-
 def fetch_cells(store: BlobStore, model_id: str) -> Cells | None:
     """Return the cells that an earlier selection cut a model's embeddings into; None if it needed none.
 
@@ -162,25 +115,6 @@ def put_cells(store: BlobStore, model_id: str, cells: Cells | None) -> None:
 def _cells_key(model_id: str) -> str:
     """Embeddings of two models do not compare, so each has cells of its own."""
     return f"models/{model_id}.cells.npz"
-
-
-def label_classes(wired: Services, asked: Sequence[Sample]) -> NDArray[np.int64]:
-    """Return the class that people settled on, by its index; -1 where they have not, or a label names no one class."""
-    numbers: dict[str | None, int] = {name: number for number, name in enumerate(wired.settings.labels.class_names)}
-    labels = agreed_labels(wired, [sample.sample_id for sample in asked])
-    named = [labels.get(sample.sample_id, {}).get("class") for sample in asked]
-    return np.array([numbers.get(name, -1) for name in named], np.int64)
-
-
-def capture_seconds(samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """Return when each was captured, float64 [N] seconds since 1970."""
-    return np.array([sample.captured_at.timestamp() for sample in samples], np.float64)
-
-
-def _auditable(sample: Sample, incumbent: ModelRow) -> float:
-    """Random-arm probability of a capture that can tell about the incumbent, NaN for the others."""
-    told = sample.release_id == incumbent.release_id and sample.random_probability is not None
-    return float(sample.random_probability or np.nan) if told else float("nan")
 
 
 def _said_of_dismissals(wired: Services, trust: FleetTrust, selection: Selection) -> dict[str, tuple[str, ...]]:

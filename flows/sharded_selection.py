@@ -7,33 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from curate.catalog.columns import EVERYTHING, IdRange, SampleColumns
-from curate.catalog.models import ModelRow, Sample, SampleStatus
+from curate.catalog.models import ModelRow
 from curate.errors import CatalogError, ConfigError, SelectionError
-from curate.selection.base import (
-    CandidatePool,
-    LabelledSet,
-    Progress,
-    Selection,
-    SelectionPolicy,
-    annotation_cost,
-    tell_nobody,
-)
-from curate.selection.exchange import concatenate
+from curate.selection.base import Progress, Selection, SelectionPolicy, tell_nobody
 from curate.selection.shard_work import Workplace
 from curate.selection.sharded import select_sharded
-from flows._disagreement import DISAGREEMENT
-from flows._trust import FleetTrust, Sent, read_trust
-from flows._views import see_samples
+from flows._candidates import CatalogPool, gather_labelled
+from flows._trust import read_trust
 from flows._wiring import Services, services
-from flows.select_samples import capture_seconds, label_classes
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -127,128 +112,3 @@ def open_workplace(model_id: str, rows_per_part: int, job: str) -> Workplace:  #
     if incumbent is None:
         raise CatalogError(f"this worker's catalog has no model {model_id}", hint="compare its GLEANER_CATALOG_URL")
     return Workplace(CatalogPool(wired, incumbent, read_trust(wired), rows_per_part), wired.store)
-
-
-class _OfTrust(TypedDict):
-    feedback: NDArray[np.float64]
-    sites: NDArray[np.int64] | None
-    probation: NDArray[np.bool_] | None
-    cost: NDArray[np.float64] | None
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A capture of which no more than this is at hand."""
-
-    sample_id: str
-    device_id: str
-
-
-@dataclass(frozen=True)
-class CatalogPool:
-    """The unlabelled captures of the catalog, seen through one model; a part is a range of sample ids."""
-
-    wired: Services
-    incumbent: ModelRow
-    trust: FleetTrust
-    rows_per_part: int
-
-    def parts(self) -> list[IdRange]:
-        """Ranges of about `rows_per_part` samples each."""
-        return self.wired.catalog.id_ranges(self.rows_per_part)
-
-    def read(self, part: IdRange) -> CandidatePool:
-        """Read the captures of one range."""
-        return self._gather(within=part)
-
-    def pick(self, ids: Sequence[str]) -> CandidatePool:
-        """Read single captures."""
-        return self._gather(ids=ids)
-
-    def _gather(self, *, within: IdRange = EVERYTHING, ids: Sequence[str] | None = None) -> CandidatePool:
-        """What devices said with this model is taken as it stands; only what they did not is computed here."""
-        catalog, release = self.wired.catalog, self.incumbent.release_id or ""
-        told = catalog.sample_columns(release, status=SampleStatus.POOL, within=within, ids=ids, score=DISAGREEMENT)
-        others = catalog.unanswered(release, status=SampleStatus.POOL, within=within, ids=ids)
-        found = [self._told(told)] if len(told) else []
-        if others or not found:
-            found.append(self._computed(catalog.samples(ids=others)))
-        return concatenate(found)
-
-    def _told(self, told: SampleColumns) -> CandidatePool:
-        if told.probabilities is None:
-            raise SelectionError("only classifiers' pools can be sharded so far", hint="unset scale.dask_scheduler")
-        sent = [_Named(*each) for each in zip(told.ids, told.devices, strict=True)]
-        return CandidatePool(
-            ids=told.ids,
-            embeddings=told.embeddings,
-            probabilities=told.probabilities,
-            devices=told.devices,
-            cameras=told.cameras,
-            groups=self._groups(told.devices, told.cameras, told.captured_s),
-            random_probability=told.random_probability,
-            captured_s=told.captured_s,
-            disagreement=told.score if self._weighs_disagreement else None,
-            **self._of_trust(sent),
-        )
-
-    def _computed(self, samples: Sequence[Sample]) -> CandidatePool:
-        """What the random arm kept with another model cannot tell about this one."""
-        views = see_samples(self.wired, self.incumbent, samples)
-        if views.probabilities is None:
-            raise SelectionError("only classifiers' pools can be sharded so far", hint="unset scale.dask_scheduler")
-        devices, cameras = (tuple(getattr(each, name) for each in samples) for name in ("device_id", "camera_id"))
-        captured_s = capture_seconds(samples)
-        return CandidatePool(
-            ids=tuple(each.sample_id for each in samples),
-            embeddings=views.embeddings.astype(np.float16),
-            probabilities=views.probabilities,
-            devices=devices,
-            cameras=cameras,
-            groups=self._groups(devices, cameras, captured_s),
-            random_probability=np.full(len(samples), np.nan),
-            captured_s=captured_s,
-            disagreement=np.full(len(samples), np.nan) if self._weighs_disagreement else None,
-            **self._of_trust(samples),
-        )
-
-    @property
-    def _weighs_disagreement(self) -> bool:
-        return self.wired.settings.selection.disagreement_weight > 0
-
-    def _of_trust(self, sent: Sequence[Sent]) -> _OfTrust:
-        return {
-            "feedback": self.trust.evidence(sent),
-            "sites": self.trust.sites(sent),
-            "probation": self.trust.probation(sent),
-            "cost": annotation_cost(np.zeros(len(sent)), self.wired.settings.selection),
-        }
-
-    def _groups(
-        self, devices: Sequence[str], cameras: Sequence[str], captured_s: NDArray[np.float64]
-    ) -> tuple[str, ...]:
-        return tuple(map(block_name, devices, cameras, (captured_s // self.wired.settings.split.block_s).tolist()))
-
-
-def block_name(device: str, camera: str, block: float) -> str:
-    """Name what `assign_groups` puts into one group: the frames of a camera in one block of time."""
-    return f"{device}/{camera}/{block:.0f}"
-
-
-def gather_labelled(wired: Services, incumbent: ModelRow) -> LabelledSet:
-    """Return everything that was asked, seen through the incumbent; it fits into one process."""
-    asked = wired.catalog.samples(status=(SampleStatus.LABELLED, SampleStatus.QUEUED))
-    audits = wired.catalog.audited()
-    captured_s = capture_seconds(asked)
-    blocks = (captured_s // wired.settings.split.block_s).tolist()
-    return LabelledSet(
-        ids=tuple(each.sample_id for each in asked),
-        embeddings=see_samples(wired, incumbent, asked).embeddings,
-        groups=tuple(
-            block_name(each.device_id, each.camera_id, block) for each, block in zip(asked, blocks, strict=True)
-        ),
-        held_out=np.array([each.sample_id in audits for each in asked], np.bool_),
-        cameras=tuple(each.camera_id for each in asked),
-        captured_s=captured_s,
-        classes=label_classes(wired, asked),
-    )

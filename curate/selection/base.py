@@ -66,7 +66,7 @@ class SelectionPolicy(BaseModel):
         default="margin", description="Uncertainty that weighs the coverage of `uherding`."
     )
     audit_share: float = Field(
-        default=0.3, ge=0, le=1, description="Share of the budget spent on uniformly random captures, kept held out."
+        default=0.2, ge=0, le=1, description="Share of the budget spent on uniformly random captures, kept held out."
     )
     explore_share: float = Field(
         default=0.5,

@@ -104,3 +104,5 @@ VIEWS: Final[Mapping[str, Callable[[Sequence[Prediction], Float32Array, Sequence
     "classification": _view_classes,
     "detection": _view_boxes,
 }
+SEEN_ALONE: Final = frozenset({"classification"})
+"""Kinds whose frames are compared by what the model says of each by itself: such a pool can be read in parts."""

@@ -13,9 +13,9 @@ from curate.selection.batch import select_batch
 from curate.settings import load_settings
 from curate.storage.s3 import S3BlobStore
 from curate.storage.s3_settings import S3Settings
+from flows._candidates import gather_candidates
 from flows._trust import read_trust
 from flows._wiring import Services
-from flows.select_samples import gather_candidates
 from flows.sharded_selection import select_across
 from tests.conftest import PostgresServer
 from tests.fakes.answered_catalog import answered_samples, release_tiny, write_labels

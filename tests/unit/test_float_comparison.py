@@ -20,13 +20,14 @@ from curate.selection.base import CandidatePool, SelectionPolicy
 from curate.selection.batch import select_batch
 from curate.selection.quantisation import Compared, rows_to_compare
 from curate.selection.uncertainty import mix_disagreement
+from flows._candidates import gather_candidates
 from flows._disagreement import DISAGREEMENT
 from flows._trust import read_trust
 from flows._views import view_samples
 from flows._wiring import Services
 from flows.explain import explain_sample
 from flows.explain_words import tell_account
-from flows.select_samples import _rows, gather_candidates
+from flows.select_samples import _rows
 from tests.catalog_builders import NOW
 from tests.fakes.answered_catalog import SIZE, foreign_sample, pictured_sample, release_files, write_labels
 from tests.fakes.tiny_detector import quarters, tiny_detector

@@ -45,7 +45,7 @@ def test_audit_and_active_share_never_touch() -> None:
     selection = select_batch(pool, empty(), SelectionPolicy(), 60, 0)
     group_of = dict(zip(pool.ids, pool.groups, strict=True))
     by_role = {role: [item for item in selection.items if item.role is role] for role in SampleRole}
-    assert selection.per_role == {"active": 42, "audit": 18}
+    assert selection.per_role == {"active": 48, "audit": 12}
     for key in (lambda item: group_of[item.sample_id], lambda item: item.cluster):
         assert not {key(item) for item in by_role[SampleRole.AUDIT]} & {key(i) for i in by_role[SampleRole.ACTIVE]}
 
@@ -63,7 +63,7 @@ def test_audited_have_a_probability_and_active_have_none() -> None:
 def test_roles_are_interleaved() -> None:
     """Any first half of the batch holds about half of each share, so a batch cut short is still a fair one."""
     items = select_batch(make_pool(80), empty(), SelectionPolicy(), 60, 0).items
-    assert 8 <= sum(item.role is SampleRole.AUDIT for item in items[:30]) <= 10
+    assert 5 <= sum(item.role is SampleRole.AUDIT for item in items[:30]) <= 7
 
 
 def test_a_held_out_burst_or_its_double_is_not_taught() -> None:

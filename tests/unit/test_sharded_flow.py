@@ -17,13 +17,11 @@ from curate.selection.batch import select_batch
 from curate.selection.exchange import concatenate
 from curate.selection.shard_work import Workplace
 from curate.selection.sharded import select_sharded
+from flows._candidates import CatalogPool, gather_candidates, gather_labelled
 from flows._trust import read_trust
 from flows._wiring import Services
-from flows.select_samples import gather_candidates
 from flows.sharded_selection import (
     NOT_COMPARED,
-    CatalogPool,
-    gather_labelled,
     open_client,
     say_what_counts,
     select_across,

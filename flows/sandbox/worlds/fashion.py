@@ -78,6 +78,7 @@ class FashionWorld:
                 "scene_gap_s": 1.5 * longest_burst_s,
                 "scene_cosine": 0.25,
                 "half_life_s": self._script.window_s,
+                "audit_share": 0.3,  # of a small budget
             },
             "gate": {"tolerance": 0.1},  # sixty audits a round do not rule out less
             "capture_policy": {"version": "demo", "random_probability": 0.06, "uncertain_budget_fraction": 0.05},
