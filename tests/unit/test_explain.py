@@ -116,7 +116,7 @@ def test_what_changed_in_the_policy_is_told(wired: Services) -> None:
     """Where the round kept its policy, each setting that differs now is named with both values."""
     then = wired.settings.selection.model_dump(mode="json") | {"audit_share": 0.45, "no_longer_there": 1}
     wired.catalog.advance_round(1, RoundPhase.SELECTED, {POLICY_FACT: then}, now=NOW)
-    assert "no longer in force; audit_share was 0.45, is 0.3." in told(wired, "c-2")
+    assert "no longer in force; audit_share was 0.45, is 0.2." in told(wired, "c-2")
 
 
 def test_a_choice_of_an_older_version_is_told_by_its_reasons(wired: Services) -> None:

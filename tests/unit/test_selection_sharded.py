@@ -126,7 +126,7 @@ def test_the_audits_are_those_of_one_machine() -> None:
         return {(item.sample_id, item.inclusion_probability) for item in found}
 
     assert audited(parted) == audited(whole)
-    assert len(audited(parted)) == 15
+    assert len(audited(parted)) == 10
 
 
 def test_the_answer_depends_on_rows_and_seed_alone() -> None:
@@ -148,11 +148,11 @@ def test_a_batch_is_whole_and_ranked() -> None:
     ids = [item.sample_id for item in selection.items]
     assert len(ids) == len(set(ids)) == 100
     assert [item.rank for item in selection.items] == list(range(1, 101))
-    assert selection.per_role == {"active": 70, "audit": 30}
+    assert selection.per_role == {"active": 80, "audit": 20}
     assert all(item.reasons for item in selection.items)
     assert selection.spent == 100
     leaning = np.isnan(pool.random_probability).mean()
-    assert sum(item.explored for item in selection.items) == round(0.5 * leaning * 70) > 10
+    assert sum(item.explored for item in selection.items) == round(0.5 * leaning * 80) > 10
     assert (selection.pool_size, selection.policy_digest) == (900, POLICY.digest())
 
 
