@@ -70,8 +70,7 @@ def gleaner(policy: SelectionPolicy, *, dismissals: bool = False, certain: bool 
     """
 
     def choose(turn: Turn) -> Choice:
-        selection = select(turn, policy, dismissals=dismissals, certain=certain)
-        return Choice(_rows(selection, SampleRole.ACTIVE), _rows(selection, SampleRole.AUDIT))
+        return choice_of(select(turn, policy, dismissals=dismissals, certain=certain))
 
     return choose
 
@@ -80,13 +79,13 @@ def select(turn: Turn, policy: SelectionPolicy, *, dismissals: bool = False, cer
     """Return the product's selection for a turn."""
     world, free = turn.world, turn.free
     pool = CandidatePool(
-        ids=_ids(free),
+        ids=row_ids(free),
         embeddings=world.embeddings[free],
         probabilities=turn.probabilities[free],
         uncertainty=np.ones(len(free)) if certain else None,
-        devices=_take(world.devices, free),
-        cameras=_take(world.devices, free),
-        groups=_take(world.groups, free),
+        devices=take_names(world.devices, free),
+        cameras=take_names(world.devices, free),
+        groups=take_names(world.groups, free),
         random_probability=world.random_probability[free],
         feedback=np.where(turn.dismissed[free], DISMISSAL_EVIDENCE, 0.0) if dismissals else None,
         captured_s=world.captured_s[free],
@@ -94,22 +93,29 @@ def select(turn: Turn, policy: SelectionPolicy, *, dismissals: bool = False, cer
     )
     known = np.concatenate([turn.taught, turn.held_out])
     labelled = LabelledSet(
-        ids=_ids(known),
+        ids=row_ids(known),
         embeddings=world.embeddings[known],
-        groups=_take(world.groups, known),
+        groups=take_names(world.groups, known),
         held_out=np.arange(len(known)) >= len(turn.taught),
-        cameras=_take(world.devices, known),
+        cameras=take_names(world.devices, known),
         captured_s=world.captured_s[known],
     )
     return select_batch(pool, labelled, policy, turn.budget, turn.seed)
 
 
-def _ids(rows: Rows) -> tuple[str, ...]:
+def row_ids(rows: Rows) -> tuple[str, ...]:
+    """Return the rows' names in a pool."""
     return tuple(f"{row:06d}" for row in rows.tolist())
 
 
-def _take(names: tuple[str, ...], rows: Rows) -> tuple[str, ...]:
+def take_names(names: tuple[str, ...], rows: Rows) -> tuple[str, ...]:
+    """Return the names of the rows."""
     return tuple(map(names.__getitem__, rows.tolist()))
+
+
+def choice_of(selection: Selection) -> Choice:
+    """Return the rows that a selection of `row_ids` chose."""
+    return Choice(_rows(selection, SampleRole.ACTIVE), _rows(selection, SampleRole.AUDIT))
 
 
 def _rows(selection: Selection, role: SampleRole) -> Rows:
@@ -135,7 +141,7 @@ def bare(strategy: str) -> SelectionPolicy:
 
 def at_random(turn: Turn) -> Choice:
     """Choose any rows, each with the same chance."""
-    return _teach(turn.rng.choice(turn.free, turn.budget, replace=False))
+    return teaching(turn.rng.choice(turn.free, turn.budget, replace=False))
 
 
 def skactiveml(name: str, needs: tuple[str, ...] = (), **options: Any) -> Chooser:
@@ -143,7 +149,7 @@ def skactiveml(name: str, needs: tuple[str, ...] = (), **options: Any) -> Choose
 
     `needs` names what its query wants beside the rows: `clf`, the same model as everybody's, fitted already.
     """
-    pool = _peer("skactiveml.pool")
+    pool = import_peer("skactiveml.pool")
 
     def choose(turn: Turn) -> Choice:
         labels = np.full(len(turn.world), np.nan)
@@ -152,13 +158,13 @@ def skactiveml(name: str, needs: tuple[str, ...] = (), **options: Any) -> Choose
         given: dict[str, Any] = {"candidates": turn.free, "batch_size": turn.budget}
         if "clf" in needs:
             given |= {"clf": _as_skactiveml(turn), "fit_clf": False}
-        return _teach(strategy.query(turn.world.embeddings, labels, **given))
+        return teaching(strategy.query(turn.world.embeddings, labels, **given))
 
     return choose
 
 
 def _as_skactiveml(turn: Turn) -> Any:
-    classifier = _peer("skactiveml.classifier").SklearnClassifier(
+    classifier = import_peer("skactiveml.classifier").SklearnClassifier(
         LogisticRegression(**turn.model.get_params()), classes=list(range(CLASSES)), random_state=0
     )
     return classifier.fit(turn.world.embeddings[turn.taught], turn.world.labels[turn.taught])
@@ -166,13 +172,13 @@ def _as_skactiveml(turn: Turn) -> Any:
 
 def baal(name: str, **options: Any) -> Chooser:
     """Choose by a heuristic of baal on the answers of an ensemble: six models, each of labels drawn with return."""
-    heuristics = _peer("baal.active.heuristics")
+    heuristics = import_peer("baal.active.heuristics")
 
     def choose(turn: Turn) -> Choice:
         free, rng = turn.free, turn.rng
         answers = np.stack([_bootstrapped(turn, free, rng) for _ in range(ENSEMBLE)], axis=-1)
         ranks = getattr(heuristics, name)(**options)(answers)
-        return _teach(free[np.asarray(ranks)[: turn.budget]])
+        return teaching(free[np.asarray(ranks)[: turn.budget]])
 
     return choose
 
@@ -195,7 +201,7 @@ def predict(model: LogisticRegression, embeddings: Matrix) -> Matrix:
     return said
 
 
-def _peer(module: str) -> ModuleType:
+def import_peer(module: str) -> ModuleType:
     """Import a module of a peer.
 
     Raises:
@@ -207,7 +213,8 @@ def _peer(module: str) -> ModuleType:
         raise ConfigError(f"{module} is not installed", hint=f"pip install --no-deps -r {REQUIREMENTS}") from exc
 
 
-def _teach(rows: Any) -> Choice:
+def teaching(rows: Any) -> Choice:
+    """Return a choice without audits."""
     return Choice(np.asarray(rows, np.int64), np.empty(0, np.int64))
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from curate.selection.base import SelectionPolicy
 from label_choosers import OURS, PEERS, UNAUDITED, Chooser, gleaner
+from label_plaza import measure_plaza
 from label_poison import measure_poison
 from label_race import run_race
 from label_report import write_report
@@ -101,6 +102,7 @@ MEASURES: Final[Mapping[str, Callable[[argparse.Namespace, set[tuple[str, str, s
     "race": _race,
     "ablation": _race,
     "policies": _race,
+    "plaza": lambda options, known: measure_plaza(options.seeds, options.cache, options.methods, known),
     "poison": lambda options, known: measure_poison(options.seeds, options.cache, known),
     "speed": lambda options, known: measure_speed(options.cache, known),
     "report": lambda *_: iter(()),
@@ -112,10 +114,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("what", choices=list(MEASURES))
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS))
-    parser.add_argument("--methods", nargs="+", help="of the race, ablation or policies; all without")
+    parser.add_argument("--methods", nargs="+", help="of the race, ablation, policies or plaza; all without")
     parser.add_argument("--results", type=Path, default=Path("labels.jsonl"), help="grows by a line a run")
     parser.add_argument(
-        "--cache", type=Path, default=Path(".gleaner/demo/cache"), help="where Fashion-MNIST is or goes"
+        "--cache", type=Path, default=Path(".gleaner/demo/cache"), help="where Fashion-MNIST and the clip are or go"
     )
     parser.add_argument("--write", type=Path)
     return parser.parse_args(arguments)

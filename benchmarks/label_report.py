@@ -22,6 +22,7 @@ from label_race import (
     Estimate,
     mean_gain,
     mean_ranks,
+    paired_mean,
     resample,
     share_of_labels,
     worst_against_random,
@@ -109,7 +110,7 @@ def write_report(path: Path, records: Sequence[Record]) -> None:
         plot_curves(raced).savefig(path.with_name(PLOT), dpi=110, metadata={"Software": None})
         parts.append(f"![Accuracy against labels, a panel a world]({PLOT})\n")
     parts += [_variants(records, "policies", "other settings", raced), _variants(records, "ablation", "removed", raced)]
-    parts += [_poison(records), _speed(records)]
+    parts += [_plaza(records), _poison(records), _speed(records)]
     path.write_text(replace_table(path.read_text("utf-8"), "\n".join(part for part in parts if part)), "utf-8")
 
 
@@ -169,6 +170,34 @@ def _variants(records: Sequence[Record], which: str, title: str, raced: Sequence
 
 def _most_seeds(found: Found) -> int:
     return max(len(runs) for runs in found.runs.values())
+
+
+def _plaza(records: Sequence[Record]) -> str:
+    """Tell random's AP50 at each budget, and what the others have more on the same seeds."""
+    found = [each for each in gather(records, "plaza") if each.seeds]
+    if not found:
+        return ""
+    (plaza,) = found
+    budgets = next(record["budgets"] for record in records if record["set"] == "plaza")
+    own = np.array(list(plaza.runs[RANDOM].values()))
+    rows = [[f"{RANDOM}: AP50", str(plaza.seeds), *(f"{100 * value:.1f}" for value in _with_mean(own).mean(axis=0))]]
+    for method in plaza.runs:
+        pair = plaza.pair(method)
+        if pair is not None and method != RANDOM:
+            gains = _with_mean(pair.curves - pair.random)
+            rows.append([method, str(len(gains)), *(_paired(gains[:, column]) for column in range(gains.shape[1]))])
+    return _table(["the plaza: points of AP50 above random", "seeds", *(f"{n} frames" for n in budgets), "mean"], rows)
+
+
+def _with_mean(curves: Curves) -> Curves:
+    """Return the curves [seeds, budgets] with their mean as one more column."""
+    return np.column_stack([curves, curves.mean(axis=1)])
+
+
+def _paired(differences: Curves) -> str:
+    about = paired_mean(differences)
+    half = "" if np.isinf(about.high) else f" ± {100 * (about.high - about.value):.1f}"
+    return f"{100 * about.value:+.1f}{half}"
 
 
 def _poison(records: Sequence[Record]) -> str:

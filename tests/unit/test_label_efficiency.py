@@ -151,7 +151,7 @@ def test_a_method_that_asks_twice_is_stopped() -> None:
 def test_a_missing_peer_says_what_to_install() -> None:
     """A peer that is not installed is a clear error with the command that helps."""
     with pytest.raises(ConfigError, match="is not installed") as caught:
-        label_choosers._peer("a_library_that_nobody_has")
+        label_choosers.import_peer("a_library_that_nobody_has")
     assert "bench-peers" in str(caught.value.hint)
 
 
