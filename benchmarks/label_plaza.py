@@ -210,7 +210,8 @@ def race_plaza(
     pool: PlazaPool, teacher: Teacher, choose: PlazaChooser, seed: int, budgets: Sequence[int] = BUDGETS
 ) -> PlazaRace:
     """Spend the budgets one after another; every detector begins as the first one, so only the choice differs."""
-    taught = held_out = np.empty(0, np.int64)
+    taught: Rows = np.empty(0, np.int64)
+    held_out: Rows = taught
     model = teacher.first
     start, accuracy, counts = model.judge(), [], []
     for round_number, budget in enumerate(budgets):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import label_report  # noqa: E402
 from curate.selection.base import SelectionPolicy  # noqa: E402
 from flows.sandbox.plaza_scene import FIELD_FRAMES, TEST_FRAMES  # noqa: E402
 from label_choosers import DEFAULT, RANDOM, Choice, teaching  # noqa: E402
+from label_worlds import Matrix, Rows  # noqa: E402
 
 OURS = [name for name in label_plaza.METHODS if "scikit-activeml" not in name]
 
@@ -25,7 +27,7 @@ OURS = [name for name in label_plaza.METHODS if "scikit-activeml" not in name]
 class Bookkeeper:
     """A detector that is as good as the distinct scenes it was taught, and sees scenes of one frame number alike."""
 
-    def __init__(self, pool: label_plaza.PlazaPool, rows: label_plaza.Rows) -> None:
+    def __init__(self, pool: label_plaza.PlazaPool, rows: Rows) -> None:
         self.pool, self.rows = pool, rows
         self.looks = 0
 
@@ -44,14 +46,14 @@ class School:
 
     def __init__(self, pool: label_plaza.PlazaPool) -> None:
         self.pool = pool
-        self.lessons: list[label_plaza.Rows] = []
+        self.lessons: list[Rows] = []
         self.models = [Bookkeeper(pool, np.empty(0, np.int64))]
 
     @property
     def first(self) -> Bookkeeper:
         return self.models[0]
 
-    def teach(self, rows: label_plaza.Rows) -> Bookkeeper:
+    def teach(self, rows: Rows) -> Bookkeeper:
         self.lessons.append(rows)
         self.models.append(Bookkeeper(self.pool, rows))
         return self.models[-1]
@@ -83,7 +85,7 @@ def test_every_method_spends_each_budget_to_the_frame(name: str) -> None:
     assert races[0] == races[1]
     for rows, count in zip(schools[0].lessons, races[0].taught, strict=True):
         assert len(set(rows.tolist())) == len(rows) == count
-    audited = 0.3 if name == DEFAULT else 0.0
+    audited = SelectionPolicy().audit_share if name == DEFAULT else 0.0
     assert races[0].taught == tuple(
         sum(round(step * (1 - audited)) for step in np.diff((0, *label_plaza.BUDGETS[: n + 1])).tolist())
         for n in range(len(label_plaza.BUDGETS))
@@ -175,13 +177,13 @@ def test_the_table_holds_methods_against_random_on_the_same_seeds(tmp_path: Path
 def test_core_set_sees_what_is_taught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The peer gets the frames' embeddings, one label value for all that teaches, and only free captures to choose."""
     pool = label_plaza.draw_pool(0)
-    asked = {}
+    asked: dict[str, Any] = {}
 
     class CoreSet:
         def __init__(self, random_state: int) -> None:
             asked["seed"] = random_state
 
-        def query(self, rows: np.ndarray, labels: np.ndarray, candidates: np.ndarray, batch_size: int) -> np.ndarray:
+        def query(self, rows: Matrix, labels: Matrix, candidates: Rows, batch_size: int) -> Rows:
             asked.update(rows=rows, labels=labels, candidates=candidates)
             return candidates[:batch_size]
 
