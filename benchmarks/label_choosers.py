@@ -194,6 +194,17 @@ def _bootstrapped(turn: Turn, rows: Rows, rng: np.random.Generator) -> Matrix:
     return predict(model, turn.world.embeddings[rows])
 
 
+def verify_choice(choice: Choice, free: Rows, budget: int, *, what: str = "rows") -> None:
+    """Accept a choice of exactly the budget, of free rows: a method that asks twice, or for more, would win unfairly.
+
+    Raises:
+        ValueError: it is none.
+    """
+    rows = np.concatenate([choice.teach, choice.test])
+    if len(rows) != budget or len(np.unique(rows)) != len(rows) or not np.isin(rows, free).all():
+        raise ValueError(f"asked for {budget} free {what}, got {len(np.unique(rows))} distinct of {len(rows)}")
+
+
 def predict(model: LogisticRegression, embeddings: Matrix) -> Matrix:
     """Return the probabilities of all ten classes, float32 [n, 10]; 0 for one that the model has never seen."""
     said = np.zeros((len(embeddings), CLASSES), np.float32)

@@ -17,7 +17,18 @@ from curate.selection.base import CandidatePool, LabelledSet, SelectionPolicy
 from curate.selection.batch import select_batch
 from flows.sandbox.plaza_clip import FRAMES_PER_S
 from flows.sandbox.plaza_scene import FIELD_FRAMES, Condition, Scene
-from label_choosers import DEFAULT, RANDOM, Choice, bare, choice_of, import_peer, row_ids, take_names, teaching
+from label_choosers import (
+    DEFAULT,
+    RANDOM,
+    Choice,
+    bare,
+    choice_of,
+    import_peer,
+    row_ids,
+    take_names,
+    teaching,
+    verify_choice,
+)
 from label_worlds import Matrix, Rows
 
 BUDGETS: Final = (6, 12, 24)
@@ -218,19 +229,12 @@ def race_plaza(
         short = budget - len(taught) - len(held_out)
         turn = PlazaTurn(pool, taught, held_out, model, short, seed * 1000 + round_number)
         choice = choose(turn)
-        _verify(turn, choice)
+        verify_choice(choice, turn.free, turn.budget, what="captures")
         taught, held_out = np.concatenate([taught, choice.teach]), np.concatenate([held_out, choice.test])
         model = teacher.teach(taught)
         accuracy.append(model.judge())
         counts.append(len(taught))
     return PlazaRace(start, tuple(accuracy), tuple(counts))
-
-
-def _verify(turn: PlazaTurn, choice: Choice) -> None:
-    """A method that asks twice, or for more or less than it may, would not be comparable."""
-    rows = np.concatenate([choice.teach, choice.test])
-    if len(rows) != turn.budget or len(np.unique(rows)) != len(rows) or not np.isin(rows, turn.free).all():
-        raise ValueError(f"asked for {turn.budget} free captures, got {len(np.unique(rows))} distinct of {len(rows)}")
 
 
 def measure_plaza(

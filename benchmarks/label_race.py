@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 
-from label_choosers import Choice, Chooser, Turn, predict
+from label_choosers import Chooser, Turn, predict, verify_choice
 from label_worlds import Matrix, Rows, World
 
 Curves = NDArray[np.float64]
@@ -48,7 +48,7 @@ def run_race(world: World, choose: Chooser, seed: int, budgets: Sequence[int] = 
             begun = time.perf_counter()
             choice = choose(turn)
             seconds.append(time.perf_counter() - begun)
-            _verify(turn, choice)
+            verify_choice(choice, turn.free, turn.budget)
             taught, held_out = np.concatenate([taught, choice.teach]), np.concatenate([held_out, choice.test])
             model = fit(world, taught)
         accuracy.append(float(model.score(world.test_embeddings, world.test_labels)))
@@ -65,13 +65,6 @@ def _object(said: Matrix, world: World, people: NDArray[np.float64]) -> NDArray[
     """Return which predictions people dismiss: a person who objects to the right answer objects to a wrong one."""
     wrong = said.argmax(axis=1) != world.labels
     return np.asarray(people < np.where(wrong, DISMISSED_WRONG, DISMISSED_RIGHT))
-
-
-def _verify(turn: Turn, choice: Choice) -> None:
-    """A method that asks twice, or for more than it has, would win unfairly."""
-    rows = np.concatenate([choice.teach, choice.test])
-    if len(rows) != turn.budget or len(np.unique(rows)) != len(rows) or not np.isin(rows, turn.free).all():
-        raise ValueError(f"asked for {turn.budget} free rows, got {len(np.unique(rows))} distinct of {len(rows)}")
 
 
 @dataclass(frozen=True)

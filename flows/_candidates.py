@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,30 @@ def gather_labelled(wired: Services, incumbent: ModelRow) -> LabelledSet:
     """Return everything that was asked, seen through the incumbent; it fits into one process."""
     asked = wired.catalog.samples(status=_ASKED)
     return _labelled(wired, asked, see_samples(wired, incumbent, asked).embeddings)
+
+
+class _Origins(NamedTuple):
+    """Where and when each of N captures was taken; `groups` names what `assign_groups` puts into one: the frames of a
+    camera in one block of time."""
+
+    devices: tuple[str, ...]
+    cameras: tuple[str, ...]
+    captured_s: NDArray[np.float64]
+    groups: tuple[str, ...]
+
+
+def _origins(
+    wired: Services, devices: tuple[str, ...], cameras: tuple[str, ...], captured_s: NDArray[np.float64]
+) -> _Origins:
+    frames = zip(devices, cameras, (captured_s // wired.settings.split.block_s).tolist(), strict=True)
+    groups = tuple(f"{device}/{camera}/{block:.0f}" for device, camera, block in frames)
+    return _Origins(devices, cameras, captured_s, groups)
+
+
+def _origins_of(wired: Services, samples: Sequence[Sample]) -> _Origins:
+    captured_s = np.array([sample.captured_at.timestamp() for sample in samples], np.float64)
+    devices = tuple(sample.device_id for sample in samples)
+    return _origins(wired, devices, tuple(sample.camera_id for sample in samples), captured_s)
 
 
 class _OfTrust(TypedDict):
@@ -106,47 +130,30 @@ class CatalogPool:
             ids=told.ids,
             embeddings=told.embeddings,
             probabilities=_distributions(told.probabilities),
-            devices=told.devices,
-            cameras=told.cameras,
-            groups=self._groups(told.devices, told.cameras, told.captured_s),
             random_probability=told.random_probability,
-            captured_s=told.captured_s,
             disagreement=told.score,
             cost=self._cost(len(sent)),
+            **_origins(self.wired, told.devices, told.cameras, told.captured_s)._asdict(),
             **_of_trust(self.trust, sent),
         )
 
     def _computed(self, samples: Sequence[Sample]) -> CandidatePool:
         """What the random arm kept with another model cannot tell about this one."""
         views = see_samples(self.wired, self.incumbent, samples)
-        devices, cameras = (tuple(getattr(each, name) for each in samples) for name in ("device_id", "camera_id"))
-        captured_s, unknown = capture_seconds(samples), np.full(len(samples), np.nan)
+        unknown = np.full(len(samples), np.nan)
         return CandidatePool(
             ids=tuple(each.sample_id for each in samples),
             embeddings=views.embeddings.astype(np.float16),
             probabilities=_distributions(views.probabilities),
-            devices=devices,
-            cameras=cameras,
-            groups=self._groups(devices, cameras, captured_s),
             random_probability=unknown,
-            captured_s=captured_s,
             disagreement=unknown,
             cost=self._cost(len(samples)),
+            **_origins_of(self.wired, samples)._asdict(),
             **_of_trust(self.trust, samples),
         )
 
     def _cost(self, rows: int) -> NDArray[np.float64] | None:
         return annotation_cost(np.zeros(rows), self.wired.settings.selection)
-
-    def _groups(
-        self, devices: Sequence[str], cameras: Sequence[str], captured_s: NDArray[np.float64]
-    ) -> tuple[str, ...]:
-        return _block_names(devices, cameras, captured_s, self.wired.settings.split.block_s)
-
-
-def capture_seconds(samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """Return when each was captured, float64 [N] seconds since 1970."""
-    return np.array([sample.captured_at.timestamp() for sample in samples], np.float64)
 
 
 def label_classes(wired: Services, asked: Sequence[Sample]) -> NDArray[np.int64]:
@@ -163,35 +170,29 @@ def _gather_together(wired: Services, incumbent: ModelRow, trust: FleetTrust) ->
     asked = [sample for sample in samples if sample.status in _ASKED]
     free = [sample for sample in samples if sample.status is SampleStatus.POOL]
     views, pooled = see_samples(wired, incumbent, [*asked, *free]), slice(len(asked), None)
-    devices, cameras = (tuple(getattr(each, name) for each in free) for name in ("device_id", "camera_id"))
-    captured_s = capture_seconds(free)
     pool = CandidatePool(
         ids=tuple(sample.sample_id for sample in free),
         embeddings=views.embeddings[pooled],
         probabilities=None if views.probabilities is None else views.probabilities[pooled],
         uncertainty=None if views.uncertainty is None else views.uncertainty[pooled],
         cost=annotation_cost(views.boxes[pooled], wired.settings.selection),
-        devices=devices,
-        cameras=cameras,
-        groups=_block_names(devices, cameras, captured_s, wired.settings.split.block_s),
         random_probability=np.array([_auditable(sample, incumbent) for sample in free], np.float64),
-        captured_s=captured_s,
         disagreement=reported(free, incumbent),
+        **_origins_of(wired, free)._asdict(),
         **_of_trust(trust, free),
     )
     return pool, _labelled(wired, asked, views.embeddings[: len(asked)])
 
 
 def _labelled(wired: Services, asked: Sequence[Sample], embeddings: NDArray[np.float32]) -> LabelledSet:
-    audits, captured_s = wired.catalog.audited(), capture_seconds(asked)
-    devices, cameras = (tuple(getattr(each, name) for each in asked) for name in ("device_id", "camera_id"))
+    audits, origins = wired.catalog.audited(), _origins_of(wired, asked)
     return LabelledSet(
         ids=tuple(each.sample_id for each in asked),
         embeddings=embeddings,
-        groups=_block_names(devices, cameras, captured_s, wired.settings.split.block_s),
+        groups=origins.groups,
         held_out=np.array([each.sample_id in audits for each in asked], np.bool_),
-        cameras=cameras,
-        captured_s=captured_s,
+        cameras=origins.cameras,
+        captured_s=origins.captured_s,
         classes=label_classes(wired, asked),
     )
 
@@ -200,14 +201,6 @@ def _distributions(probabilities: NDArray[np.float32] | None) -> NDArray[np.floa
     if probabilities is None:
         raise SelectionError("only classifiers' pools can be read in parts so far", hint="unset scale.dask_scheduler")
     return probabilities
-
-
-def _block_names(
-    devices: Sequence[str], cameras: Sequence[str], captured_s: NDArray[np.float64], block_s: float
-) -> tuple[str, ...]:
-    """Name what `assign_groups` puts into one group: the frames of a camera in one block of time."""
-    frames = zip(devices, cameras, (captured_s // block_s).tolist(), strict=True)
-    return tuple(f"{device}/{camera}/{block:.0f}" for device, camera, block in frames)
 
 
 def _auditable(sample: Sample, incumbent: ModelRow) -> float:

@@ -81,11 +81,7 @@ def view_samples(services: Services, model: ModelRow, samples: Sequence[Sample])
 
 def see_samples(services: Services, model: ModelRow, samples: Sequence[Sample]) -> FrameViews:
     """See every sample as selection compares them: through what `model` says of it."""
-    return compare_views(services, samples, view_samples(services, model, samples))
-
-
-def compare_views(services: Services, samples: Sequence[Sample], views: Views) -> FrameViews:
-    """Return what selection compares the samples by, given what a model says of them."""
+    views = view_samples(services, model, samples)
     sizes = [(sample.height, sample.width) for sample in samples]
     return view_frames(services.settings.labels.kind, views.predictions, views.embeddings, sizes)
 

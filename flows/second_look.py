@@ -10,7 +10,7 @@ from prefect import flow, get_run_logger
 from curate.catalog.models import ModelRow, Sample, SampleStatus, SelectedRow, SelectionRole, Split
 from curate.errors import CatalogError
 from curate.metrics.kinds import DIFFER, tell_apart
-from curate.release.second_look import Compared, SecondLookDraw, draw_questions
+from curate.release.second_look import ComparedCapture, SecondLookDraw, draw_questions
 from flows._gate import answers_of, decide, draw_key, fetch_draw
 from flows._stage import stage_task
 from flows._wiring import Services, services
@@ -74,19 +74,20 @@ def queue_contested(wired: Services, model_id: str) -> SecondLookDraw:
 
 def _draw(wired: Services, candidate: ModelRow, incumbent: ModelRow) -> SecondLookDraw:
     rng = np.random.default_rng([wired.settings.round.seed, candidate.round_number, 3])
-    arm = _unbiased(wired, candidate, incumbent, rng)
+    audits = wired.catalog.audited()
+    arm = _unbiased(wired, candidate, incumbent, audits, rng)
     said = [answers_of(wired, model, [sample for sample, _ in arm]) for model in (candidate, incumbent)]
-    captures = _compare(arm, tell_apart(wired.settings.labels.kind, *said), wired.catalog.audited())
+    captures = _compare(arm, tell_apart(wired.settings.labels.kind, *said), audits)
     draw = draw_questions(captures, wired.settings.gate.second_look_labels, rng)
     wired.store.put(draw_key(candidate), draw.model_dump_json().encode())
     return draw
 
 
 def _unbiased(
-    wired: Services, candidate: ModelRow, incumbent: ModelRow, rng: np.random.Generator
+    wired: Services, candidate: ModelRow, incumbent: ModelRow, audits: Collection[str], rng: np.random.Generator
 ) -> list[tuple[Sample, str]]:
     """Random-arm captures of the incumbent, each with its burst, that show nothing the candidate was taught with."""
-    audits, dataset = wired.catalog.audited(), require_dataset(wired, candidate.dataset_version)
+    dataset = require_dataset(wired, candidate.dataset_version)
     kept = wired.catalog.samples(release_id=incumbent.release_id, random_arm_only=True)
     arm = [sample for sample in kept if sample.status is SampleStatus.POOL or sample.sample_id in audits]
     arm = [arm[row] for row in sorted(rng.permutation(len(arm))[:MOST_COMPARED].tolist())]
@@ -98,9 +99,11 @@ def _unbiased(
     return [(sample, burst) for sample, burst in bursts if burst not in taught]
 
 
-def _compare(arm: Sequence[tuple[Sample, str]], differ: Sequence[bool], audits: Collection[str]) -> list[Compared]:
+def _compare(
+    arm: Sequence[tuple[Sample, str]], differ: Sequence[bool], audits: Collection[str]
+) -> list[ComparedCapture]:
     return [
-        Compared(
+        ComparedCapture(
             sample_id=sample.sample_id,
             weight=1.0 / (sample.random_probability or 1.0),
             burst=burst,
@@ -116,7 +119,7 @@ def _rows(wired: Services, candidate: ModelRow, draw: SecondLookDraw) -> list[Se
     number = candidate.round_number
     before = [row.rank for row in wired.catalog.selection(number) if row.role is not SelectionRole.CONTESTED]
     weights = {capture.sample_id: capture.weight for capture in draw.captures}
-    doubtful = sum(capture.differs and not capture.audited for capture in draw.captures)
+    doubtful = sum(capture.in_doubt for capture in draw.captures)
     return [
         SelectedRow(
             round_number=number,

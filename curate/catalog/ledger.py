@@ -82,9 +82,7 @@ class Ledger:
         Raises:
             CatalogError: a sample is not in the pool, or the round has another selection.
         """
-        if any(row.round_number != round_number for row in rows):
-            raise CatalogError(f"the selection holds rows of other rounds than {round_number}")
-        chosen = sorted(rows, key=lambda row: row.rank)
+        chosen = _by_rank(round_number, rows)
         with self._database.write() as connection:
             _fetch_round(connection, round_number)
             saved = _fetch_selection(connection, round_number)
@@ -101,11 +99,10 @@ class Ledger:
             CatalogError: a sample is neither in the pool nor in the round as it is given here, or a row is of another
                 round.
         """
-        if any(row.round_number != round_number for row in rows):
-            raise CatalogError(f"the selection holds rows of other rounds than {round_number}")
+        chosen = _by_rank(round_number, rows)
         with self._database.write() as connection:
             saved = _fetch_selection(connection, round_number)
-            _queue(connection, [row for row in sorted(rows, key=lambda row: row.rank) if row not in saved])
+            _queue(connection, [row for row in chosen if row not in saved])
 
     def selection(self, round_number: int) -> list[SelectedRow]:
         """What a round chose, by rank."""
@@ -228,6 +225,12 @@ def _fetch_selection(connection: Connection, round_number: int) -> list[Selected
     columns = tables.selections.c
     query = select(tables.selections).where(columns.round_number == round_number).order_by(columns.rank)
     return [_selected_of_row(row) for row in connection.execute(query)]
+
+
+def _by_rank(round_number: int, rows: Sequence[SelectedRow]) -> list[SelectedRow]:
+    if any(row.round_number != round_number for row in rows):
+        raise CatalogError(f"the selection holds rows of other rounds than {round_number}")
+    return sorted(rows, key=lambda row: row.rank)
 
 
 def _queue(connection: Connection, chosen: Sequence[SelectedRow]) -> None:

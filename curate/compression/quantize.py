@@ -272,9 +272,8 @@ def _first_convolutions(model: onnx.ModelProto, most: int) -> list[str]:
     # ONNX keeps nodes in topological order.
     first = [node for node in model.graph.node if node.op_type == "Conv"][:most]
     held = np.cumsum([sum(sizes.get(name, 0) for name in node.input) for node in first])
-    return [
-        node.name for node, weights in zip(first, held, strict=True) if weights < _LIGHT_SHARE * sum(sizes.values())
-    ]
+    light = _LIGHT_SHARE * sum(sizes.values())
+    return [node.name for node, weights in zip(first, held, strict=True) if weights < light]
 
 
 def _small_linear_layers(model: onnx.ModelProto) -> list[str]:

@@ -17,7 +17,7 @@ from curate.metrics.correctness import mean_difference
 from curate.metrics.evidence import Difference, Float64Array
 
 
-class Compared(BaseModel):
+class ComparedCapture(BaseModel):
     """One random-arm capture, answered by both models. `weight` is 1 over its probability to be kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,13 +30,18 @@ class Compared(BaseModel):
     """People were asked for its label already, without regard to the models."""
     asked: bool = False
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a label that nobody was asked for yet decides which model is better on it."""
+        return self.differs and not self.audited
+
 
 class SecondLookDraw(BaseModel):
     """What was compared, and of what is in doubt the part that people are asked about. Written once, before asking."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    captures: tuple[Compared, ...]
+    captures: tuple[ComparedCapture, ...]
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -73,9 +78,9 @@ class SecondLook:
         return f"{len(self)} random-arm captures, a second look: {self.labels} labels where the two models differ"
 
 
-def draw_questions(captures: Sequence[Compared], limit: int, rng: np.random.Generator) -> SecondLookDraw:
+def draw_questions(captures: Sequence[ComparedCapture], limit: int, rng: np.random.Generator) -> SecondLookDraw:
     """Choose at most `limit` of the captures in doubt to ask about, all alike; audits have been asked already."""
-    doubtful = [row for row, capture in enumerate(captures) if capture.differs and not capture.audited]
+    doubtful = [row for row, capture in enumerate(captures) if capture.in_doubt]
     asked = set(rng.permutation(doubtful)[:limit].tolist()) if doubtful else set()
     order = rng.permutation(len(captures)).tolist()
     return SecondLookDraw(captures=tuple(captures[row].model_copy(update={"asked": row in asked}) for row in order))
@@ -87,7 +92,7 @@ def weigh_answers(draw: SecondLookDraw, differences: Mapping[str, float]) -> Sec
     `differences` holds candidate minus incumbent of every differing capture with a label. Captures on which the models
     agree count 0. Those asked about and answered stand for all in doubt by their weight; an audited one for itself.
     """
-    doubtful = {c.sample_id: c.weight for c in draw.captures if c.differs and not c.audited}
+    doubtful = {c.sample_id: c.weight for c in draw.captures if c.in_doubt}
     answered = {name: doubtful[name] for name in draw.asked if name in differences}
     if doubtful and not answered:
         return None

@@ -9,23 +9,23 @@ import pytest
 
 from curate.metrics.correctness import Correctness
 from curate.release.gate import GateDecision, GatePolicy, judge_candidate
-from curate.release.second_look import Compared, SecondLook, draw_questions, weigh_answers
+from curate.release.second_look import ComparedCapture, SecondLook, draw_questions, weigh_answers
 
 POLICY = GatePolicy()
 
 
-def compared(number: int, *, differs: bool, audited: bool = False, weight: float = 20.0) -> Compared:
+def compared(number: int, *, differs: bool, audited: bool = False, weight: float = 20.0) -> ComparedCapture:
     """A capture of a burst of its own."""
-    return Compared(sample_id=f"s{number}", weight=weight, burst=f"b{number}", differs=differs, audited=audited)
+    return ComparedCapture(sample_id=f"s{number}", weight=weight, burst=f"b{number}", differs=differs, audited=audited)
 
 
-def captures(doubtful: int, agreed: int, audits: int = 0) -> list[Compared]:
+def captures(doubtful: int, agreed: int, audits: int = 0) -> list[ComparedCapture]:
     """Captures on which the models differ, agree, and differ though audited."""
     kinds = [(True, False)] * doubtful + [(False, False)] * agreed + [(True, True)] * audits
     return [compared(number, differs=differs, audited=audited) for number, (differs, audited) in enumerate(kinds)]
 
 
-def look(of: Sequence[Compared], answers: Mapping[str, float], limit: int = 100) -> SecondLook | None:
+def look(of: Sequence[ComparedCapture], answers: Mapping[str, float], limit: int = 100) -> SecondLook | None:
     """Ask and have it answered."""
     draw = draw_questions(of, limit, np.random.default_rng(0))
     return weigh_answers(draw, {name: value for name, value in answers.items() if name in draw.differing})
