@@ -9,13 +9,15 @@ import numpy as np
 from curate.errors import SelectionError
 from curate.selection.base import EmbeddingArray, Float32Array, IntArray
 from curate.selection.cells import CellIndex
-from curate.selection.diversity import MAX_COSINE, find_leaders
+from curate.selection.diversity import MAX_COSINE, Moments, find_leaders
 from curate.selection.rows import BLOCK_ROWS, Rows, UnitRows, blocks, number_names
 
 STACKED_ROWS = 128
 """Bursts up to this long are compared many at a time."""
 MAX_BURST_ROWS = 16_384
 """A longer burst is cut into runs of so many rows, so that one endless burst cannot make the cost quadratic."""
+MAX_STEPS_BACK = 64
+"""A sight is looked for among so many sights before it, so that a stopped clock cannot make the cost quadratic."""
 
 
 def near_duplicate_clusters(
@@ -54,6 +56,43 @@ def burst_leaders(unit: Rows, groups: IntArray, threshold: float) -> IntArray:
         leading = _lead_stack(found @ found.transpose(0, 2, 1), cut)
         leader_of[stack] = np.take_along_axis(stack, leading, axis=1)
     return leader_of
+
+
+def border_leaders(seen: Moments, groups: IntArray, *, gap_s: float, threshold: float) -> IntArray:
+    """Return which row leads each row once sights that a group's border cut in two are one again: int64 [T].
+
+    `groups` int64 [T]. Two rows of one camera and of different groups, at most `gap_s` apart and at least `threshold`
+    similar, show one sight, and the earlier leads. Who is led leads nobody: look-alikes do not become a chain.
+    """
+    leader = np.arange(len(groups))
+    later, earlier = _pairs_across(seen, groups, gap_s)
+    cosines = np.empty(len(later))
+    for block in blocks(len(later)):
+        cosines[block] = np.einsum("ij,ij->i", seen.unit[later[block]], seen.unit[earlier[block]])
+    alike = cosines >= min(threshold, MAX_COSINE)
+    later, earlier, cosines = later[alike], earlier[alike], cosines[alike]
+    # In order of time, the most similar first: whoever may lead a row has been decided on before it.
+    for place in np.lexsort((-cosines, later, seen.captured_s[later])).tolist():
+        row, lead = later[place], earlier[place]
+        if leader[row] == row and leader[lead] == lead:
+            leader[row] = lead
+    return leader
+
+
+def _pairs_across(seen: Moments, groups: IntArray, gap_s: float) -> tuple[IntArray, IntArray]:
+    """Return the pairs (later, earlier) of rows of one camera and different groups, at most `gap_s` apart."""
+    camera, seconds = number_names(seen.cameras), seen.captured_s
+    order = np.lexsort((seconds, camera))
+    found: list[tuple[IntArray, IntArray]] = []
+    for steps in range(1, min(MAX_STEPS_BACK, len(order) - 1) + 1):
+        later, earlier = order[steps:], order[:-steps]
+        near = (camera[later] == camera[earlier]) & (seconds[later] - seconds[earlier] <= gap_s)
+        if not near.any():
+            break
+        across = near & (groups[later] != groups[earlier])
+        found.append((later[across], earlier[across]))
+    nobody = np.empty(0, np.int64)
+    return tuple(np.concatenate([nobody, *side]) for side in zip(*found, strict=True)) if found else (nobody, nobody)
 
 
 def cell_leaders(unit: Rows, rows: IntArray, index: CellIndex, threshold: float) -> IntArray:

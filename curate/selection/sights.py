@@ -17,7 +17,8 @@ from curate.selection.base import (
     SelectionPolicy,
 )
 from curate.selection.cells import CellIndex, Cells, find_cells, nearest_by_cell, wanted_cells
-from curate.selection.duplicates import burst_leaders, cell_leaders, number_sights
+from curate.selection.diversity import Moments
+from curate.selection.duplicates import border_leaders, burst_leaders, cell_leaders, number_sights
 from curate.selection.rows import FingerprintArray, RowScan, UnitRows, exact_copies, number_names, unit_rows
 from curate.selection.uncertainty import mix_disagreement, raise_by_evidence, rate_uncertainty
 
@@ -100,7 +101,10 @@ def read_sights(
     described = pool.describe(rows)
     unit = UnitRows(pool.embeddings, rows)
     progress("collapse bursts")
-    leader_of = _collapse_bursts(pool, rows, fingerprint, number_names(described.groups), policy)
+    groups = number_names(described.groups)
+    leader_of = _join_borders(
+        described, unit, groups, _collapse_bursts(pool, rows, fingerprint, groups, policy), policy
+    )
     cluster, cells, index = _collapse_cells(unit, leader_of, fingerprint, policy, kept, rng, progress)
     progress("compare with labels")
     training = unit_rows(labelled.embeddings[~labelled.testing])
@@ -133,6 +137,18 @@ def _collapse_bursts(
         UnitRows(pool.embeddings, rows[originals]), groups[originals], policy.burst_duplicate_cosine
     )
     return np.asarray(originals[leading][place], np.int64)
+
+
+def _join_borders(
+    pool: CandidatePool, unit: UnitRows, groups: IntArray, leader_of: IntArray, policy: SelectionPolicy
+) -> IntArray:
+    """Return the row that leads each row, int64 [N], bursts across the border of two groups being one."""
+    if pool.captured_s is None:
+        return leader_of
+    tops, place = np.unique(leader_of, return_inverse=True)
+    seen = Moments(unit.take(tops), tuple(map(pool.cameras.__getitem__, tops.tolist())), pool.captured_s[tops])
+    leading = border_leaders(seen, groups[tops], gap_s=policy.scene_gap_s, threshold=policy.burst_duplicate_cosine)
+    return np.asarray(tops[leading][place], np.int64)
 
 
 def _collapse_cells(

@@ -44,7 +44,7 @@ class DemoScript:
     fps: float = 60.0
     round_frame_step: int = 6
     """While a round runs, the cameras take every so-many-th frame: training has the two cores nearly for itself."""
-    window_s: float = 24.0
+    window_s: float = 40.0
     pool_per_label: int = 4
     kill_pause_s: tuple[float, float] = (6.0, 25.0)
     chaos: tuple[str, ...] = ()

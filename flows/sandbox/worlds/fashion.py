@@ -72,12 +72,13 @@ class FashionWorld:
             "labels_file": str(LABELS_FILE),
             "training": {"network": {"standardise": True}},  # dusk falls
             "split": {"block_s": longest_burst_s},
-            # What a camera saw within a burst's length is one scene although it hardly looks alike, and a busy machine
-            # shows frames late.
+            # What a camera saw within a burst's length is one scene although it hardly looks alike, at dusk least of
+            # all, and a busy machine shows frames late.
             "selection": {
-                "scene_gap_s": 1.5 * longest_burst_s,
-                "scene_cosine": 0.25,
-                "half_life_s": self._script.window_s,
+                "burst_duplicate_cosine": 0.65,
+                "scene_gap_s": 1.2 * longest_burst_s,
+                "scene_cosine": 0.4,
+                "half_life_s": 0.6 * self._script.window_s,
                 "audit_share": 0.3,  # of a small budget
             },
             "gate": {"tolerance": 0.1},  # sixty audits a round do not rule out less
