@@ -75,7 +75,11 @@ class SelectionPolicy(BaseModel):
         description="Share of the active budget drawn at random, times the share of captures that no random arm kept.",
     )
     burst_duplicate_cosine: float = Field(
-        default=0.9, gt=0, le=1, description="Two captures of one group at least this similar are one sight."
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Two captures of one group, or of one camera within `scene_gap_s`, at least this similar are one"
+        " sight. Lower it where frames of one thing look less alike, as at night.",
     )
     duplicate_cosine: float = Field(
         default=0.99, gt=0, le=1, description="Any two captures at least this similar are one sight."

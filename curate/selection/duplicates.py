@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from curate.errors import SelectionError
-from curate.selection.base import EmbeddingArray, Float32Array, IntArray
+from curate.selection.base import EmbeddingArray, Float32Array, Float64Array, IntArray
 from curate.selection.cells import CellIndex
 from curate.selection.diversity import MAX_COSINE, Moments, find_leaders
 from curate.selection.rows import BLOCK_ROWS, Rows, UnitRows, blocks, number_names
@@ -66,7 +66,7 @@ def border_leaders(seen: Moments, groups: IntArray, *, gap_s: float, threshold: 
     """
     leader = np.arange(len(groups))
     later, earlier = _pairs_across(seen, groups, gap_s)
-    cosines = np.empty(len(later))
+    cosines: Float64Array = np.empty(len(later))
     for block in blocks(len(later)):
         cosines[block] = np.einsum("ij,ij->i", seen.unit[later[block]], seen.unit[earlier[block]])
     alike = cosines >= min(threshold, MAX_COSINE)

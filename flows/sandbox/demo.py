@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from curate.catalog.models import SampleStatus
-from curate.contracts.paths import CAPTURES, reported_key
+from curate.contracts.paths import CAPTURES, INBOX, reported_key
 from curate.contracts.telemetry import ReportedState
 from curate.errors import Error
 from curate.release.repository import init_repository
@@ -192,10 +192,11 @@ class DemoRun:
         self.timeline.note("world_ended")
 
     def _drain(self, wired: Services) -> None:
-        """Ingest until every spool is empty and every device has said so."""
+        """Ingest what still arrives, until every spool is empty and every device has said so."""
 
         def drained() -> bool:
-            self._runs.run_to_end("ingest-captures", timeout_s=120)
+            if next(iter(wired.store.list(INBOX)), None) is not None:
+                self._runs.run_to_end("ingest-captures", timeout_s=120)
             states = [read_reported(wired, camera) for camera in self.world.cameras]
             return all(s is not None and s.counters.pending + s.counters.feedback_pending == 0 for s in states)
 
@@ -217,7 +218,7 @@ def cloud_config(stack: Stack, script: DemoScript, world: DemoWorld) -> dict[str
         },
         "label_studio": label_studio_config(stack),
         "round": {"budget": script.budget, "seed": script.seed, "wait_for_labels_s": 240},
-        "schedule": {"ingest_s": 60, "collect_s": 300, "supervise_s": 120},
+        "schedule": {"ingest_s": 120, "collect_s": 300, "supervise_s": 120},
         **world.cloud_config(),
     }
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from curate.errors import SelectionError
 from curate.selection.diversity import CHUNK_ROWS, Moments, coverage_radius, nearest_similarity, shared_scenes
-from curate.selection.duplicates import near_duplicate_clusters
+from curate.selection.duplicates import MAX_STEPS_BACK, border_leaders, near_duplicate_clusters
 from curate.selection.kernel import rbf_kernel
 from curate.selection.rows import unit_rows
 
@@ -105,3 +105,47 @@ def test_a_scene_needs_camera_moment_and_likeness() -> None:
     moments = Moments(rows(0, 10, 80, 5, 5), ("a", "a", "a", "b", "a"), np.array([0.0, 1.0, 1.0, 0.0, 9.0]))
     pairs = shared_scenes(moments, moments.take([0]), gap_s=1.0, cosine=0.6)
     assert pairs == [(0, 0), (1, 0)]
+
+
+def across(angles: tuple[float, ...], seconds: tuple[float, ...], groups: tuple[int, ...], cameras: str) -> list[int]:
+    """Join what lies at most 2 s and about 26 degrees apart."""
+    seen = Moments(rows(*angles), tuple(cameras), np.array(seconds))
+    return border_leaders(seen, np.array(groups), gap_s=2.0, threshold=0.9).tolist()
+
+
+def test_a_burst_across_a_border_is_one_sight() -> None:
+    """The earlier of two look-alikes leads; of two that could lead, the more alike; order in the list is no matter."""
+    assert across((10, 0), (1.0, 0.0), (1, 0), "aa") == [1, 1]
+    assert across((0, 20, 15), (0.0, 0.5, 1.0), (0, 0, 1), "aaa") == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("angles", "seconds", "groups", "cameras"),
+    [
+        ((0, 60), (0.0, 1.0), (0, 1), "aa"),
+        ((0, 10), (0.0, 3.0), (0, 1), "aa"),
+        ((0, 10), (0.0, 1.0), (0, 0), "aa"),
+        ((0, 10), (0.0, 1.0), (0, 1), "ab"),
+        ((0, 10), (0.0, np.nan), (0, 1), "aa"),
+        ((), (), (), ""),
+    ],
+    ids=["unlike", "long after", "told apart within the group", "another camera", "time unknown", "nothing"],
+)
+def test_what_a_border_does_not_join(
+    angles: tuple[float, ...], seconds: tuple[float, ...], groups: tuple[int, ...], cameras: str
+) -> None:
+    """Only one camera's look-alikes of two groups, close in time, are joined."""
+    assert across(angles, seconds, groups, cameras) == list(range(len(angles)))
+
+
+def test_borders_do_not_chain() -> None:
+    """What is led by one sight leads no other, however slowly the view turns."""
+    assert across((0, 20, 40, 60), (0.0, 1.0, 2.0, 3.0), (0, 1, 2, 3), "aaaa") == [0, 0, 2, 2]
+
+
+def test_a_stopped_clock_costs_no_square() -> None:
+    """Of captures of one moment each is compared with a few before it."""
+    count = 10_000
+    seen = Moments(np.tile(rows(0), (count, 1)), ("a",) * count, np.zeros(count))
+    leaders = border_leaders(seen, np.arange(count), gap_s=1.0, threshold=0.9)
+    assert np.flatnonzero(leaders == np.arange(count)).tolist() == list(range(0, count, MAX_STEPS_BACK + 1))
