@@ -128,7 +128,7 @@ class Stack(BaseModel):
             "PREFECT_API_URL": self.prefect_api_url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             # How often the worker looks for runs that are due. A minute of the demo is an hour.
-            "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
             "DO_NOT_TRACK": "1",
         }
 
