@@ -13,6 +13,9 @@ from curate.storage.image_cache import ImageCache
 from curate.storage.ports import BlobStore
 from curate.storage.s3 import S3BlobStore
 
+DEPLOYMENT = "fleet"
+"""Every flow has one deployment of this name: `curation-round/fleet`."""
+
 
 @dataclass(frozen=True)
 class Services:

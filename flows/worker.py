@@ -10,6 +10,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
 from curate.settings import ScheduleSettings, load_settings
+from flows._wiring import DEPLOYMENT
 from flows.collect_annotations import collect_annotations
 from flows.curation_round import curation_round
 from flows.import_labels import import_labels
@@ -17,9 +18,6 @@ from flows.ingest_captures import ingest_captures
 from flows.measure_savings import measure_savings
 from flows.supervise_rollout import supervise_rollout
 from flows.watch_drift import watch_drift
-
-DEPLOYMENT = "fleet"
-"""Every flow has one deployment of this name: `curation-round/fleet`."""
 
 PARALLEL_RUNS = 4
 

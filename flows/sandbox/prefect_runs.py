@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from curate.errors import Error
-from flows.worker import DEPLOYMENT
+from flows._wiring import DEPLOYMENT
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from datetime import timedelta
 from prefect.client.schemas.schedules import IntervalSchedule
 
 from curate.settings import ScheduleSettings
-from flows.worker import DEPLOYMENT, plan_deployments
+from flows._wiring import DEPLOYMENT
+from flows.worker import plan_deployments
 
 
 def intervals(schedule: ScheduleSettings) -> dict[str | None, timedelta | None]:
