@@ -243,15 +243,14 @@ class _Reading:
         )
 
     def _take_probabilities(self, distributions: Sequence[str | None]) -> None:
-        texts = [text for text in distributions if text is not None and text != "null"]  # as the database says it
-        self._classes.update(text.count(",") + 1 for text in texts)
-        if len(texts) < len(distributions):
-            self._classes.add(0)
+        texts = [text or "null" for text in distributions]  # JSON's null or the database's, as the database likes
+        self._classes.update(0 if text == "null" else text.count(",") + 1 for text in texts)
         if len(self._classes) > 1:
             raise CatalogError(f"the distributions of {self._release_id} differ in length")
-        if texts:  # JSON arrays of numbers, read as one: a third of the time that a JSON reader takes
+        (classes,) = self._classes
+        if classes:  # arrays of numbers, read as one: half of the time that a JSON reader takes
             numbers = np.fromstring(",".join([text[1:-1] for text in texts]), np.float32, sep=",")
-            self._probabilities.append(numbers.reshape(len(texts), -1))
+            self._probabilities.append(numbers.reshape(len(texts), classes))
 
     def _write(self, raw: bytes) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Which captures show the same sight: leader clustering within bursts, then within the cells of the embedding space."""
+"""Which captures show the same sight: leader clustering within bursts, across borders, then within cells."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _pairs_across(seen: Moments, groups: IntArray, gap_s: float) -> tuple[IntArr
     """Return the pairs (later, earlier) of rows of one camera and different groups, at most `gap_s` apart."""
     camera, seconds = number_names(seen.cameras), seen.captured_s
     order = np.lexsort((seconds, camera))
-    found: list[tuple[IntArray, IntArray]] = []
+    found = [(order[:0], order[:0])]
     for steps in range(1, min(MAX_STEPS_BACK, len(order) - 1) + 1):
         later, earlier = order[steps:], order[:-steps]
         near = (camera[later] == camera[earlier]) & (seconds[later] - seconds[earlier] <= gap_s)
@@ -91,8 +91,8 @@ def _pairs_across(seen: Moments, groups: IntArray, gap_s: float) -> tuple[IntArr
             break
         across = near & (groups[later] != groups[earlier])
         found.append((later[across], earlier[across]))
-    nobody = np.empty(0, np.int64)
-    return tuple(np.concatenate([nobody, *side]) for side in zip(*found, strict=True)) if found else (nobody, nobody)
+    all_later, all_earlier = zip(*found, strict=True)
+    return np.concatenate(all_later), np.concatenate(all_earlier)
 
 
 def cell_leaders(unit: Rows, rows: IntArray, index: CellIndex, threshold: float) -> IntArray:

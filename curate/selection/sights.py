@@ -102,9 +102,8 @@ def read_sights(
     unit = UnitRows(pool.embeddings, rows)
     progress("collapse bursts")
     groups = number_names(described.groups)
-    leader_of = _join_borders(
-        described, unit, groups, _collapse_bursts(pool, rows, fingerprint, groups, policy), policy
-    )
+    leader_of = _collapse_bursts(pool, rows, fingerprint, groups, policy)
+    leader_of = _join_borders(described, unit, groups, leader_of, policy)
     cluster, cells, index = _collapse_cells(unit, leader_of, fingerprint, policy, kept, rng, progress)
     progress("compare with labels")
     training = unit_rows(labelled.embeddings[~labelled.testing])

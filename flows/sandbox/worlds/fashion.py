@@ -78,7 +78,7 @@ class FashionWorld:
                 "burst_duplicate_cosine": 0.65,
                 "scene_gap_s": 1.2 * longest_burst_s,
                 "scene_cosine": 0.4,
-                "half_life_s": 0.6 * self._script.window_s,
+                "half_life_s": 0.6 * self._script.window_s,  # dusk is to outweigh what came before its window
                 "audit_share": 0.3,  # of a small budget
             },
             "gate": {"tolerance": 0.1},  # sixty audits a round do not rule out less
